@@ -1,0 +1,1 @@
+//! The wire format (sans-IO), routing, and the async client of Terrane.

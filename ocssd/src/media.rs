@@ -1,0 +1,167 @@
+//! The seam over every kind of device: **erase units written only at their write pointer**.
+//!
+//! The host never overwrites. It resets a chunk, writes it front to back, and reads below the write
+//! pointer. Whatever a device is beneath (a file, a block device, a zoned namespace, Open-Channel
+//! flash), the engine sees these operations and no others.
+//!
+//! Invariants:
+//! - The buffer travels with the operation and comes back with the result, so that the kernel may write
+//!   into it while the future is alive or after it was dropped.
+//! - [`Durability::Durable`] makes **only that write** durable. [`Media::flush`] alone is a barrier for
+//!   writes that completed before it began.
+//! - A failed write or flush is never retried into success by a backend: what it reports is what happened.
+
+use crate::buffer::AlignedBuf;
+use crate::geometry::{ChunkId, Geometry};
+
+/// What a completed write promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// In the device, perhaps only in its cache: a later [`Media::flush`] makes it durable.
+    Volatile,
+    /// Survives power loss once the write completes (O_DSYNC or FUA). Says nothing of other writes.
+    Durable,
+}
+
+/// State of a chunk (Open-Channel 2.0, section "Chunk descriptor"; zones map onto the same four).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkState {
+    /// Reset; may be opened by writing at sector 0.
+    Free,
+    /// Partly written; goes on at its write pointer.
+    Open,
+    /// Full or finished; readable below its write pointer.
+    Closed,
+    /// Lost to the host.
+    Offline,
+}
+
+/// One chunk as the device reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// Which chunk.
+    pub id: ChunkId,
+    /// Its state.
+    pub state: ChunkState,
+    /// First sector not yet written, relative to the chunk. A conventional device cannot know it after a
+    /// restart: it reports every chunk `Closed` with the write pointer at the end, and the host finds
+    /// out by reading.
+    pub write_pointer: u32,
+    /// Times this chunk was reset, as far as the device knows.
+    pub wear: u32,
+}
+
+/// Why a media operation failed. Addresses are those of the failed operation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediaError {
+    /// The address, length or alignment breaks a rule of the device. Our own bug, reported rather than
+    /// asserted because a device may refuse what a superblock promised.
+    #[error("{operation} of {chunk:?} at sector {sector}: {reason}")]
+    Rule {
+        /// `write`, `read`, `reset`, `finish` or `append`.
+        operation: &'static str,
+        /// The chunk addressed.
+        chunk: ChunkId,
+        /// Sector within the chunk.
+        sector: u32,
+        /// The rule that was broken.
+        reason: &'static str,
+    },
+    /// The operating system or the device failed the operation.
+    #[error("{operation} of {chunk:?} at sector {sector} failed: {source}")]
+    Io {
+        /// `write`, `read`, `reset`, `finish`, `append` or `flush`.
+        operation: &'static str,
+        /// The chunk addressed (chunk 0 for `flush`, which has no address).
+        chunk: ChunkId,
+        /// Sector within the chunk.
+        sector: u32,
+        /// The error of the system.
+        source: std::io::Error,
+    },
+    /// The chunk is offline.
+    #[error("{chunk:?} is offline")]
+    Offline {
+        /// The chunk addressed.
+        chunk: ChunkId,
+    },
+    /// The device lost power (simulated): nothing can be done before it is opened again.
+    #[error("the device has no power")]
+    PowerLost,
+}
+
+/// Counters of what a medium did since it was opened, in bytes and operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MediaCounters {
+    /// Bytes written, padding included.
+    pub written_bytes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes and appends submitted.
+    pub writes: u64,
+    /// Reads submitted.
+    pub reads: u64,
+    /// Flushes submitted.
+    pub flushes: u64,
+    /// Chunks reset.
+    pub resets: u64,
+}
+
+/// One slice of a device, as one shard sees it: chunks `0..geometry.chunk_count()`.
+///
+/// All operations take `&self` and may run concurrently on one thread; writes to one chunk are submitted
+/// in the order of their addresses, the next may be submitted before the last completed.
+#[expect(async_fn_in_trait, reason = "one thread per shard: futures are neither Send nor meant to be")]
+pub trait Media: 'static {
+    /// The geometry, constant while the medium is open.
+    fn geometry(&self) -> &Geometry;
+
+    /// State of every chunk, ordered by id.
+    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError>;
+
+    /// Writes whole sectors (`buf.len()` a multiple of `ws_min` sectors) at `sector`, which must be the
+    /// chunk's write pointer counting writes still in flight. The first write opens a free chunk; the
+    /// write that fills a chunk closes it.
+    ///
+    /// Resolves when the device has the data, with the promise of `durability`.
+    async fn write(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        buf: AlignedBuf,
+        durability: Durability,
+    ) -> (Result<(), MediaError>, AlignedBuf);
+
+    /// Writes whole sectors where the device chooses within the chunk (zone append), and says where.
+    async fn append(
+        &self,
+        chunk: ChunkId,
+        buf: AlignedBuf,
+        durability: Durability,
+    ) -> (Result<u32, MediaError>, AlignedBuf);
+
+    /// Fills `buf` (whole sectors) from `sector` of the chunk. Reading at or above the write pointer is
+    /// an error where the device knows it.
+    ///
+    /// Resolves when the bytes are in `buf`; they are not verified.
+    async fn read(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        buf: AlignedBuf,
+    ) -> (Result<(), MediaError>, AlignedBuf);
+
+    /// Makes the chunk free. Its old content must be taken as undefined, and must never be trusted:
+    /// a conventional device keeps it.
+    async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError>;
+
+    /// Closes an open chunk before it is full.
+    async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError>;
+
+    /// Resolves when every write that completed before this call is durable.
+    async fn flush(&self) -> Result<(), MediaError>;
+
+    /// What was done since the medium was opened.
+    fn counters(&self) -> MediaCounters;
+}

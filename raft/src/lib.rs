@@ -1,0 +1,1 @@
+//! Raft without I/O, clock or payloads: indexes, terms and sizes in, effects out.

@@ -1,0 +1,1 @@
+//! Shards, mesh, group hosting, transport, sessions; the terrane binary.
