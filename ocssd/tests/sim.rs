@@ -1,0 +1,434 @@
+//! What the simulated medium promises beyond the contract of every medium: power cuts, torn and lost
+//! writes, injected faults, and that a seed repeats them.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use terrane_ocssd::{
+    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, SimMedia, SimOptions,
+};
+
+const SECTOR: usize = 512;
+const CHUNK: ChunkId = ChunkId(1);
+
+fn geometry() -> Geometry {
+    Geometry {
+        groups: 1,
+        parallel_units: 1,
+        chunks: 4,
+        chunk_sectors: 16,
+        sector_bytes: SECTOR as u32,
+        ws_min: 1,
+        ws_opt: 8,
+        mw_cunits: 0,
+        max_open: 0,
+    }
+}
+
+fn device(seed: u64) -> SimMedia {
+    SimMedia::new(geometry(), SimOptions { seed, ..SimOptions::default() })
+}
+
+/// Polls until ready. The simulated medium wakes itself, so polling again is all that waking does.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+    }
+}
+
+fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn filled(sectors: usize, byte: u8) -> AlignedBuf {
+    let mut buf = AlignedBuf::zeroed(sectors * SECTOR);
+    buf.fill(byte);
+    buf
+}
+
+fn write(media: &SimMedia, sector: u32, sectors: usize, byte: u8, durability: Durability) {
+    block_on(media.write(CHUNK, sector, filled(sectors, byte), durability)).0.unwrap();
+}
+
+fn reset(media: &SimMedia) {
+    block_on(media.reset(CHUNK)).unwrap();
+}
+
+fn flush(media: &SimMedia) {
+    block_on(media.flush()).unwrap();
+}
+
+/// The chunk's content, whole sectors, checked to be uniform within each.
+fn sectors(media: &SimMedia, from: u32, count: usize) -> Vec<u8> {
+    let (result, buf) = block_on(media.read(CHUNK, from, AlignedBuf::zeroed(count * SECTOR)));
+    result.unwrap();
+    buf.chunks(SECTOR)
+        .map(|sector| {
+            assert!(sector.iter().all(|byte| *byte == sector[0]), "a sector is torn");
+            sector[0]
+        })
+        .collect()
+}
+
+fn cut(media: &SimMedia) {
+    media.power_cut();
+    media.power_on();
+}
+
+#[test]
+fn what_a_flush_covered_survives() {
+    for seed in 0..32 {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 4, 1, Durability::Volatile);
+        flush(&media);
+        cut(&media);
+        assert_eq!(sectors(&media, 0, 4), [1; 4]);
+    }
+}
+
+#[test]
+fn volatile_writes_are_kept_or_lost_by_sector() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..64 {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 2, 1, Durability::Volatile);
+        cut(&media);
+        outcomes.insert(sectors(&media, 0, 2));
+    }
+    let all = [[0, 0], [0, 1], [1, 0], [1, 1]].map(Vec::from);
+    assert_eq!(outcomes, BTreeSet::from(all));
+}
+
+#[test]
+fn a_durable_write_makes_only_itself_durable() {
+    let mut lost = 0;
+    for seed in 0..64 {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 1, 1, Durability::Volatile);
+        write(&media, 1, 1, 2, Durability::Durable);
+        cut(&media);
+        let found = sectors(&media, 0, 2);
+        assert_eq!(found[1], 2);
+        lost += usize::from(found[0] == 0);
+    }
+    assert!((8..56).contains(&lost), "the earlier volatile write was lost {lost} times of 64");
+}
+
+#[test]
+fn a_flush_does_not_cover_what_completed_after_it_began() {
+    let mut lost = 0;
+    for seed in 0..64 {
+        let media = SimMedia::new(geometry(), SimOptions { seed, yields_max: 4, ..SimOptions::default() });
+        reset(&media);
+        let mut writing = pin!(media.write(CHUNK, 0, filled(1, 1), Durability::Volatile));
+        let first = poll_once(writing.as_mut());
+        let mut flushing = pin!(media.flush());
+        let begun = poll_once(flushing.as_mut());
+        if first.is_ready() || begun.is_ready() {
+            continue;
+        }
+        block_on(writing).0.unwrap();
+        block_on(flushing).unwrap();
+        cut(&media);
+        lost += usize::from(sectors(&media, 0, 1) == [0]);
+    }
+    assert!(lost > 0, "no seed lost the write that the flush did not cover");
+}
+
+#[test]
+fn a_lost_write_shows_the_content_of_the_recycled_chunk() {
+    let stale = (0..32).any(|seed| {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 1, 7, Durability::Durable);
+        reset(&media);
+        write(&media, 0, 1, 8, Durability::Volatile);
+        cut(&media);
+        let found = sectors(&media, 0, 1);
+        assert!(found == [7] || found == [8]);
+        found == [7]
+    });
+    assert!(stale);
+}
+
+#[test]
+fn writes_in_flight_are_torn() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..64 {
+        let media = SimMedia::new(geometry(), SimOptions { seed, yields_max: 9, ..SimOptions::default() });
+        reset(&media);
+        {
+            let mut writing = pin!(media.write(CHUNK, 0, filled(2, 1), Durability::Durable));
+            if poll_once(writing.as_mut()).is_ready() {
+                continue;
+            }
+            media.power_cut();
+            assert!(matches!(block_on(writing).0, Err(MediaError::PowerLost)));
+        }
+        media.power_on();
+        outcomes.insert(sectors(&media, 0, 2));
+    }
+    let all = [[0, 0], [0, 1], [1, 0], [1, 1]].map(Vec::from);
+    assert_eq!(outcomes, BTreeSet::from(all));
+}
+
+#[test]
+fn sectors_tear_only_if_asked() {
+    let torn = (0..64).any(|seed| {
+        let media = SimMedia::new(
+            geometry(),
+            SimOptions { seed, yields_max: 9, tear_within_sector: true, ..SimOptions::default() },
+        );
+        reset(&media);
+        let mut writing = Box::pin(media.write(CHUNK, 0, filled(1, 1), Durability::Durable));
+        let _ = poll_once(writing.as_mut());
+        drop(writing);
+        cut(&media);
+        let buf = block_on(media.read(CHUNK, 0, AlignedBuf::zeroed(SECTOR))).1;
+        buf.iter().any(|byte| *byte != buf[0])
+    });
+    assert!(torn);
+}
+
+#[test]
+fn power_goes_at_the_operation_asked_for() {
+    let (mut before, mut during) = (0, 0);
+    for seed in 0..32 {
+        let media = device(seed);
+        reset(&media);
+        media.crash_after(2);
+        write(&media, 0, 1, 1, Durability::Durable);
+        let (result, _) = block_on(media.write(CHUNK, 1, filled(1, 2), Durability::Durable));
+        assert!(matches!(result, Err(MediaError::PowerLost)));
+        assert!(matches!(block_on(media.flush()), Err(MediaError::PowerLost)));
+        assert!(matches!(block_on(media.report()), Err(MediaError::PowerLost)));
+        assert!(!media.has_power());
+        media.power_on();
+        match sectors(&media, 0, 2)[..] {
+            [1, 0] => before += 1,
+            [1, 2] => during += 1,
+            ref other => panic!("unexpected content {other:?}"),
+        }
+    }
+    assert!(before > 0 && during > 0);
+}
+
+#[test]
+fn handles_of_an_earlier_life_are_dead() {
+    let media = device(0);
+    let old = media.clone();
+    cut(&media);
+    assert!(matches!(block_on(old.reset(CHUNK)), Err(MediaError::PowerLost)));
+    assert!(block_on(media.clone().reset(CHUNK)).is_ok());
+    let old = media.clone();
+    media.restart();
+    assert!(matches!(block_on(old.reset(CHUNK)), Err(MediaError::PowerLost)));
+}
+
+#[test]
+fn a_restart_keeps_the_cache_but_does_not_make_it_durable() {
+    let mut lost = false;
+    for seed in 0..32 {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 1, 1, Durability::Volatile);
+        media.restart();
+        assert_eq!(sectors(&media, 0, 1), [1]);
+        cut(&media);
+        lost |= sectors(&media, 0, 1) == [0];
+    }
+    assert!(lost);
+}
+
+#[test]
+fn a_dropped_write_pins_its_chunk() {
+    let media = SimMedia::new(geometry(), SimOptions { yields_max: 9, ..SimOptions::default() });
+    reset(&media);
+    let mut writing = Box::pin(media.write(CHUNK, 0, filled(1, 1), Durability::Volatile));
+    assert!(poll_once(writing.as_mut()).is_pending());
+    drop(writing);
+    assert!(matches!(block_on(media.reset(CHUNK)), Err(MediaError::Rule { operation: "reset", .. })));
+    cut(&media);
+    reset(&media);
+}
+
+#[test]
+fn a_conventional_device_forgets_write_pointers() {
+    let media = device(0);
+    reset(&media);
+    write(&media, 0, 3, 1, Durability::Durable);
+    let info = block_on(media.report()).unwrap()[1];
+    assert_eq!((info.state, info.write_pointer, info.wear), (ChunkState::Open, 3, 1));
+    cut(&media);
+    for info in block_on(media.report()).unwrap() {
+        assert_eq!((info.state, info.write_pointer), (ChunkState::Closed, 16));
+    }
+}
+
+#[test]
+fn a_tracking_device_reports_between_durable_and_submitted() {
+    let mut pointers = BTreeSet::new();
+    for seed in 0..64 {
+        let media =
+            SimMedia::new(geometry(), SimOptions { seed, conventional: false, ..SimOptions::default() });
+        write(&media, 0, 2, 1, Durability::Durable);
+        write(&media, 2, 3, 2, Durability::Volatile);
+        cut(&media);
+        let info = block_on(media.report()).unwrap()[1];
+        assert_eq!(info.state, ChunkState::Open);
+        assert!((2..=5).contains(&info.write_pointer));
+        let found = sectors(&media, 0, info.write_pointer as usize);
+        assert_eq!(found[..2], [1, 1]);
+        assert!(found[2..].iter().all(|byte| *byte == 2));
+        write(&media, info.write_pointer, 1, 3, Durability::Durable);
+        pointers.insert(info.write_pointer);
+    }
+    assert_eq!(pointers, BTreeSet::from([2, 3, 4, 5]));
+}
+
+#[test]
+fn an_unflushed_reset_of_a_tracking_device_may_not_have_happened() {
+    let mut states = Vec::new();
+    for seed in 0..32 {
+        let media =
+            SimMedia::new(geometry(), SimOptions { seed, conventional: false, ..SimOptions::default() });
+        write(&media, 0, 2, 1, Durability::Durable);
+        reset(&media);
+        cut(&media);
+        let info = block_on(media.report()).unwrap()[1];
+        match info.state {
+            ChunkState::Free => assert_eq!(info.write_pointer, 0),
+            state => {
+                assert_eq!((state, info.write_pointer), (ChunkState::Open, 2));
+                assert_eq!(sectors(&media, 0, 2), [1, 1]);
+            }
+        }
+        states.push(info.state);
+    }
+    assert!(states.contains(&ChunkState::Free) && states.contains(&ChunkState::Open));
+}
+
+#[test]
+fn a_durable_write_makes_the_reset_before_it_happen() {
+    for conventional in [true, false] {
+        for seed in 0..32 {
+            let options = SimOptions { seed, conventional, stale: false, ..SimOptions::default() };
+            let media = SimMedia::new(geometry(), options);
+            reset(&media);
+            write(&media, 0, 3, 1, Durability::Durable);
+            reset(&media);
+            write(&media, 0, 1, 2, Durability::Durable);
+            cut(&media);
+            assert_eq!(sectors(&media, 0, 1), [2]);
+            let end = block_on(media.report()).unwrap()[1].write_pointer;
+            assert_eq!(end, if conventional { 16 } else { 1 });
+            if conventional {
+                assert_eq!(sectors(&media, 1, 2), [0, 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn corruption_is_silent() {
+    let media = device(0);
+    reset(&media);
+    write(&media, 0, 2, 1, Durability::Volatile);
+    media.corrupt(CHUNK, 1, 5);
+    let (result, buf) = block_on(media.read(CHUNK, 0, AlignedBuf::zeroed(2 * SECTOR)));
+    result.unwrap();
+    let bad: Vec<usize> = (0..buf.len()).filter(|at| buf[*at] != 1).collect();
+    assert_eq!(bad, [SECTOR + 5]);
+    media.corrupt(CHUNK, 1, 5);
+    assert_eq!(sectors(&media, 0, 2), [1, 1]);
+}
+
+#[test]
+fn armed_errors_strike_once() {
+    let media = device(0);
+    reset(&media);
+    write(&media, 0, 1, 1, Durability::Durable);
+    media.fail_next_read();
+    let read = || block_on(media.read(CHUNK, 0, AlignedBuf::zeroed(SECTOR))).0;
+    assert!(matches!(read(), Err(MediaError::Io { operation: "read", .. })));
+    assert!(read().is_ok());
+    media.fail_next_write();
+    let append = || block_on(media.append(CHUNK, filled(1, 2), Durability::Durable)).0;
+    assert!(matches!(append(), Err(MediaError::Io { operation: "append", sector: 1, .. })));
+    assert_eq!(append().unwrap(), 2);
+    media.fail_reads_of(CHUNK, 0);
+    assert!(matches!(read(), Err(MediaError::Io { sector: 0, .. })));
+    assert!(read().is_err());
+    reset(&media);
+    write(&media, 0, 1, 3, Durability::Durable);
+    assert_eq!(sectors(&media, 0, 1), [3]);
+}
+
+#[test]
+fn a_failed_flush_is_not_healed_by_the_next() {
+    let mut lost = false;
+    for seed in 0..32 {
+        let media = device(seed);
+        reset(&media);
+        write(&media, 0, 1, 1, Durability::Volatile);
+        media.fail_next_flush();
+        assert!(matches!(block_on(media.flush()), Err(MediaError::Io { operation: "flush", .. })));
+        write(&media, 1, 1, 2, Durability::Volatile);
+        flush(&media);
+        cut(&media);
+        let found = sectors(&media, 0, 2);
+        assert_eq!(found[1], 2);
+        lost |= found[0] == 0;
+    }
+    assert!(lost);
+}
+
+#[test]
+fn an_offline_chunk_refuses_everything() {
+    let media = device(0);
+    media.take_offline(CHUNK);
+    assert!(matches!(block_on(media.reset(CHUNK)), Err(MediaError::Offline { chunk: CHUNK })));
+    cut(&media);
+    assert_eq!(block_on(media.report()).unwrap()[1].state, ChunkState::Offline);
+    let read = block_on(media.read(CHUNK, 0, AlignedBuf::zeroed(SECTOR))).0;
+    assert!(matches!(read, Err(MediaError::Offline { .. })));
+}
+
+/// Completions overtake each other, and a seed repeats their order and their fate.
+#[test]
+fn a_seed_repeats() {
+    let run = |seed: u64| {
+        let media = SimMedia::new(geometry(), SimOptions { seed, yields_max: 5, ..SimOptions::default() });
+        reset(&media);
+        let mut writes: Vec<_> = (0..8)
+            .map(|sector| Box::pin(media.write(CHUNK, sector, filled(1, 1), Durability::Volatile)))
+            .map(Some)
+            .collect();
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            for (index, write) in writes.iter_mut().enumerate() {
+                let done = write.as_mut().is_some_and(|write| poll_once(write.as_mut()).is_ready());
+                if done {
+                    *write = None;
+                    order.push(index);
+                }
+            }
+        }
+        drop(writes);
+        cut(&media);
+        (order, sectors(&media, 0, 8))
+    };
+    assert_eq!(run(3), run(3));
+    assert_ne!(run(3), run(4));
+    let (order, _) = run(3);
+    assert!(!order.is_sorted(), "no completion overtook another: {order:?}");
+}
