@@ -1,4 +1,6 @@
 //! Shards, mesh, group hosting, transport, sessions; the terrane binary.
 
+pub mod config;
+pub mod mesh;
 pub mod notify;
 pub mod seam;
