@@ -1,1 +1,3 @@
 //! The wire format (sans-IO), routing, and the async client of Terrane.
+
+pub mod wire;
