@@ -56,6 +56,7 @@ impl Parker {
     pub fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
         // The plain load keeps the cache line shared while the consumer is awake, which is the common case.
-        self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::Relaxed)
+        self.parked.load(Ordering::Relaxed)
+            && self.parked.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
