@@ -3,4 +3,5 @@
 pub mod config;
 pub mod mesh;
 pub mod notify;
+pub mod reactor;
 pub mod seam;

@@ -37,53 +37,60 @@ use crate::seam::{Bell, Doorbell};
 /// Control messages that may wait for one shard. The main thread sends few.
 const CONTROL_CAPACITY: usize = 16;
 
-/// Builds the mesh of a node: one [`MeshEnd`] per shard, to be moved into its thread, and the control end
-/// for the main thread. `bells[i]` rings shard `i`; `capacity` bounds the unanswered requests from one
-/// shard to another.
-///
-/// # Panics
-/// If `capacity` is zero.
-pub fn mesh<Req, Rep, Ctl, B: Bell>(
-    capacity: usize,
-    bells: &[B],
-) -> (Vec<MeshEnd<Req, Rep, Ctl, B>>, ControlEnd<Ctl, B>) {
-    assert!(capacity > 0, "a mesh without capacity carries nothing");
-    let shards = bells.len();
-    let parkers: Vec<_> = bells.iter().map(|_| Arc::new(Parker::new())).collect();
-    // grid[from][to]; taken apart below, where each end gets its row of producers and column of consumers.
-    let mut requests = Grid::new(shards, capacity);
-    let mut replies = Grid::new(shards, capacity);
-    let mut control_ends = Vec::with_capacity(shards);
-    let mut ends = Vec::with_capacity(shards);
-    for shard in 0..shards {
-        let (control_out, control_in) = RingBuffer::new(CONTROL_CAPACITY);
-        control_ends.push(ControlLink {
-            ring: control_out,
-            wake: Wake { parker: parkers[shard].clone(), bell: bells[shard].clone() },
-        });
-        let links = (0..shards)
-            .map(|other| Link {
-                wake: Wake { parker: parkers[other].clone(), bell: bells[other].clone() },
-                requests_out: RefCell::new(requests.producer(shard, other)),
-                requests_in: RefCell::new(requests.consumer(other, shard)),
-                replies_out: RefCell::new(replies.producer(shard, other)),
-                replies_in: RefCell::new(replies.consumer(other, shard)),
-                unanswered: Cell::new(0),
-                owed: Cell::new(0),
-                credit: Notify::new(),
-            })
-            .collect();
-        ends.push(MeshEnd {
-            shard,
-            capacity,
-            parker: parkers[shard].clone(),
-            links,
-            control: RefCell::new(control_in),
-            next_request: Cell::new(0),
-            next_reply: Cell::new(0),
-        });
+/// The mesh of a node, before its ends go where they belong.
+#[derive(Debug)]
+pub struct Mesh<Req, Rep, Ctl, B> {
+    /// One per shard, by shard number, to be moved into its thread.
+    pub ends: Vec<MeshEnd<Req, Rep, Ctl, B>>,
+    /// For the main thread.
+    pub control: ControlEnd<Ctl, B>,
+}
+
+impl<Req, Rep, Ctl, B: Bell> Mesh<Req, Rep, Ctl, B> {
+    /// Builds the mesh of as many shards as there are `bells`: `bells[i]` rings shard `i`. `capacity`
+    /// bounds the unanswered requests from one shard to another.
+    ///
+    /// # Panics
+    /// If `capacity` is zero.
+    pub fn new(capacity: usize, bells: &[B]) -> Self {
+        assert!(capacity > 0, "a mesh without capacity carries nothing");
+        let shards = bells.len();
+        let parkers: Vec<_> = bells.iter().map(|_| Arc::new(Parker::new())).collect();
+        // grid[from][to]; taken apart below, where each end gets its row of producers and column of consumers.
+        let mut requests = Grid::new(shards, capacity);
+        let mut replies = Grid::new(shards, capacity);
+        let mut control_ends = Vec::with_capacity(shards);
+        let mut ends = Vec::with_capacity(shards);
+        for shard in 0..shards {
+            let (control_out, control_in) = RingBuffer::new(CONTROL_CAPACITY);
+            control_ends.push(ControlLink {
+                ring: control_out,
+                wake: Wake { parker: parkers[shard].clone(), bell: bells[shard].clone() },
+            });
+            let links = (0..shards)
+                .map(|other| Link {
+                    wake: Wake { parker: parkers[other].clone(), bell: bells[other].clone() },
+                    requests_out: RefCell::new(requests.producer(shard, other)),
+                    requests_in: RefCell::new(requests.consumer(other, shard)),
+                    replies_out: RefCell::new(replies.producer(shard, other)),
+                    replies_in: RefCell::new(replies.consumer(other, shard)),
+                    unanswered: Cell::new(0),
+                    owed: Cell::new(0),
+                    credit: Notify::new(),
+                })
+                .collect();
+            ends.push(MeshEnd {
+                shard,
+                capacity,
+                parker: parkers[shard].clone(),
+                links,
+                control: RefCell::new(control_in),
+                next_request: Cell::new(0),
+                next_reply: Cell::new(0),
+            });
+        }
+        Self { ends, control: ControlEnd { links: control_ends } }
     }
-    (ends, ControlEnd { links: control_ends })
 }
 
 /// One shard's end of the mesh. It belongs to one thread and takes `&self` everywhere: keep it in an `Rc`.
@@ -292,10 +299,13 @@ impl<Ctl, B: Bell> ControlEnd<Ctl, B> {
     }
 }
 
+/// The two ends of a ring, until they are given out.
+type Ring<T> = (Option<Producer<T>>, Option<Consumer<T>>);
+
 /// A ring for each ordered pair, whose two ends are given out once.
 struct Grid<T> {
     shards: usize,
-    rings: Vec<(Option<Producer<T>>, Option<Consumer<T>>)>,
+    rings: Vec<Ring<T>>,
 }
 
 impl<T> Grid<T> {
@@ -341,9 +351,9 @@ mod tests {
 
     type End = MeshEnd<u32, String, &'static str, CountingBell>;
 
-    fn build(shards: usize, capacity: usize) -> (Vec<End>, ControlEnd<&'static str, CountingBell>) {
+    fn build(shards: usize, capacity: usize) -> Mesh<u32, String, &'static str, CountingBell> {
         let bells: Vec<_> = (0..shards).map(|_| CountingBell::default()).collect();
-        mesh(capacity, &bells)
+        Mesh::new(capacity, &bells)
     }
 
     #[test]
@@ -355,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_request_reserves_the_slot_of_its_reply() {
-        let (ends, _control) = build(2, 2);
+        let Mesh { ends, .. } = build(2, 2);
         let (a, b) = (&ends[0], &ends[1]);
         assert_eq!(a.credit(1), 2);
         assert_eq!(a.try_send(1, 10), Ok(()));
@@ -378,13 +388,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "owed no reply")]
     fn a_reply_nobody_asked_for_is_our_bug() {
-        let (ends, _control) = build(2, 2);
+        let Mesh { ends, .. } = build(2, 2);
         ends[1].reply(0, "what?".into());
     }
 
     #[test]
     fn a_busy_shard_does_not_starve_the_others() {
-        let (ends, _control) = build(3, 4);
+        let Mesh { ends, .. } = build(3, 4);
         for request in 0..4 {
             ends[0].try_send(2, request).unwrap();
         }
@@ -397,7 +407,7 @@ mod tests {
     #[test]
     fn the_bell_rings_only_for_a_parked_shard_and_once() {
         let bells = [CountingBell::default(), CountingBell::default()];
-        let (ends, mut control) = mesh::<u32, u32, u32, _>(4, &bells);
+        let Mesh { ends, mut control } = Mesh::<u32, u32, u32, _>::new(4, &bells);
         ends[0].try_send(1, 1).unwrap();
         assert_eq!(bells[1].rings(), 0, "awake");
         ends[1].parker.prepare_park();
@@ -412,7 +422,7 @@ mod tests {
 
     #[test]
     fn an_ended_shard_is_seen() {
-        let (mut ends, mut control) = build(2, 4);
+        let Mesh { mut ends, mut control } = build(2, 4);
         let last = ends.pop().unwrap();
         assert!(!ends[0].is_gone(1));
         assert_eq!(control.send(1, "stop"), Ok(()));
@@ -451,7 +461,7 @@ mod tests {
             })
             .collect();
         let bells: Vec<_> = doors.iter().map(Doorbell::bell).collect();
-        let (ends, _control) = mesh::<u32, u32, (), _>(8, &bells);
+        let Mesh { ends, .. } = Mesh::<u32, u32, (), _>::new(8, &bells);
         // Shards 0 and 1 ask shard 2, which answers with the double.
         let threads: Vec<_> = ends
             .into_iter()
