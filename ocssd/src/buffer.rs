@@ -74,3 +74,29 @@ impl std::fmt::Debug for AlignedBuf {
 
 // SAFETY: the buffer owns its memory and shares it with nobody.
 unsafe impl Send for AlignedBuf {}
+
+// SAFETY: the pointer is to the heap, so moving the value does not move the bytes; the buffer owns them
+// until it is dropped, and all `len` of them are initialised.
+unsafe impl monoio::buf::IoBuf for AlignedBuf {
+    fn read_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: as above. Reads fill the length that the host asked for, which stays within the capacity, and
+// every byte was initialised at allocation, so there is nothing to keep account of.
+unsafe impl monoio::buf::IoBufMut for AlignedBuf {
+    fn write_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    fn bytes_total(&mut self) -> usize {
+        self.len
+    }
+
+    unsafe fn set_init(&mut self, _: usize) {}
+}

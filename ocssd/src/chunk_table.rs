@@ -198,6 +198,11 @@ impl ChunkTable {
         }
     }
 
+    /// Whether any write was admitted and has not completed.
+    pub(crate) fn has_writes_in_flight(&self) -> bool {
+        self.chunks.iter().any(|chunk| chunk.writes_in_flight > 0)
+    }
+
     /// State of one chunk that exists.
     pub(crate) fn state(&self, id: ChunkId) -> ChunkState {
         self.chunks[id.0 as usize].state

@@ -1,0 +1,500 @@
+//! A preallocated file or raw block device, through io_uring and direct I/O.
+//!
+//! The device enforces no rules and remembers no write pointers, so the host does both: after a start
+//! every chunk is closed and readable to its end, until it is reset.
+//!
+//! ```text
+//! FileDevice (Send + Sync, one per process and path: the lock, two descriptors)
+//!   +-- FileMedia of slice 0, on shard 0's thread (duplicates of both descriptors, chunk table)
+//!   +-- FileMedia of slice 1, on shard 1's thread
+//! ```
+//!
+//! Invariants:
+//! - All I/O is O_DIRECT: what a read returns came from the device, not from memory.
+//! - A durable write goes through a descriptor opened with O_DSYNC; it says nothing of other writes.
+//! - Once a flush failed, every later one fails: the kernel reports a lost write once and then forgets it.
+//! - A slice is handed out once at a time.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use monoio::buf::{IoBuf, IoBufMut};
+use nix::libc;
+
+use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
+use crate::chunk_table::ChunkTable;
+use crate::format::read_superblock;
+use crate::geometry::{ChunkId, Geometry};
+use crate::lock::{DeviceLock, LockError};
+use crate::media::{ChunkInfo, Durability, Media, MediaCounters, MediaError};
+use crate::probe::{self, Kind};
+use crate::superblock::{Superblock, SuperblockError};
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Nothing is there.
+    #[error(
+        "{}: there is no such file or device. If this node is new, create it with `terrane format`. A node \
+         whose device is lost must not start on an empty one: it would vote without its memory",
+        .path.display()
+    )]
+    Missing {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{} is neither a regular file nor a block device", .path.display())]
+    NotADevice {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// The superblock is missing, damaged, foreign or newer.
+    #[error("{} cannot be used: {source}.{}", .path.display(), advice(.source))]
+    Superblock {
+        /// The device.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SuperblockError,
+    },
+    /// It was cut after it was laid out.
+    #[error(
+        "{} has {found_bytes} bytes, but its superblock says {needed_bytes}: it was truncated or copied \
+         incompletely, and part of the data is gone",
+        .path.display()
+    )]
+    TooShort {
+        /// The device.
+        path: PathBuf,
+        /// Bytes it has.
+        found_bytes: u64,
+        /// Bytes it had when it was laid out.
+        needed_bytes: u64,
+    },
+    /// It moved to a device or file system with larger blocks, or without direct I/O.
+    #[error(
+        "{} was laid out in sectors of {sector_bytes} bytes, which direct I/O cannot address where it is \
+         now: move it back, or to a device with smaller blocks",
+        .path.display()
+    )]
+    Alignment {
+        /// The device.
+        path: PathBuf,
+        /// Bytes of its sectors.
+        sector_bytes: u32,
+    },
+    /// Another process has it open.
+    #[error("{} is in use by another process: is the node running already?", .path.display())]
+    InUse {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The device has no such slice.
+    #[error("{} has no slice for shard {shard}: it was laid out for {shards} shards", .path.display())]
+    NoSuchSlice {
+        /// The device.
+        path: PathBuf,
+        /// The shard asked for.
+        shard: u32,
+        /// Slices of the device.
+        shards: u32,
+    },
+    /// The slice was handed out already and not given back.
+    #[error("the slice of shard {shard} of {} is open already", .path.display())]
+    SliceInUse {
+        /// The device.
+        path: PathBuf,
+        /// The shard asked for.
+        shard: u32,
+    },
+    /// The operating system failed a step.
+    #[error("cannot {step} {}: {source}", .path.display())]
+    Io {
+        /// What was attempted.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+fn advice(error: &SuperblockError) -> &'static str {
+    match error {
+        SuperblockError::Blank => {
+            " If this node is new, create its device with `terrane format`. A node whose device is lost must \
+             not start on an empty one: it would vote without its memory"
+        }
+        SuperblockError::NotOurs => " Check the path in the configuration",
+        SuperblockError::Damaged { .. } => {
+            " The device must not be formatted and used again as this node: it would vote without its memory"
+        }
+        SuperblockError::Newer { .. } => "",
+    }
+}
+
+/// How a device is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Acknowledge durable writes when the plain direct write completes, and flush nothing. For
+    /// comparisons only: power loss may take what was acknowledged. Default false.
+    pub nosync: bool,
+}
+
+/// An open device. Clones share it; any thread may take its slice.
+#[derive(Debug, Clone)]
+pub struct FileDevice {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    superblock: Superblock,
+    options: FileOptions,
+    plain: File,
+    durable: File,
+    taken: Vec<AtomicBool>,
+    /// Dropped with the last slice: nobody else comes in while one may still be written.
+    _lock: DeviceLock,
+}
+
+impl FileDevice {
+    /// Opens and locks a device that was laid out by [`format`](crate::format::format). Blocks.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_with(path, FileOptions::default())
+    }
+
+    /// As [`Self::open`], with options.
+    pub fn open_with(path: impl AsRef<Path>, options: FileOptions) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let error = |step, source| OpenError::Io { step, path: path.to_path_buf(), source };
+        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing { path: path.to_path_buf() },
+            _ => error("look at", source),
+        })?;
+        let kind = Kind::of(&metadata).ok_or_else(|| OpenError::NotADevice { path: path.to_path_buf() })?;
+        let lock = DeviceLock::take(path, kind).map_err(|refused| match refused {
+            LockError::Held => OpenError::InUse { path: path.to_path_buf() },
+            LockError::Io(source) => error("open", source),
+        })?;
+
+        let superblock = read_superblock(lock.file())
+            .map_err(|source| error("read", source))?
+            .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
+        let found_bytes = probe::size_bytes(lock.file()).map_err(|source| error("measure", source))?;
+        let needed_bytes = superblock.layout().device_bytes();
+        if found_bytes < needed_bytes {
+            return Err(OpenError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
+        }
+        let sector_bytes = superblock.sector_bytes;
+        let aligned = probe::alignment(lock.file())
+            .map_err(|source| error("look at", source))?
+            .is_some_and(|by| by.memory as usize <= BUFFER_ALIGN && sector_bytes.is_multiple_of(by.offset));
+        if !aligned {
+            return Err(OpenError::Alignment { path: path.to_path_buf(), sector_bytes });
+        }
+
+        let descriptor = |flags| {
+            let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+            file.map_err(|source| error("open", source))
+        };
+        let durable_flags = if options.nosync { libc::O_DIRECT } else { libc::O_DIRECT | libc::O_DSYNC };
+        let shared = Shared {
+            path: path.to_path_buf(),
+            superblock,
+            options,
+            plain: descriptor(libc::O_DIRECT)?,
+            durable: descriptor(durable_flags)?,
+            taken: (0..superblock.shards).map(|_| AtomicBool::new(false)).collect(),
+            _lock: lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Whose device this is, and how it is divided.
+    pub fn superblock(&self) -> &Superblock {
+        &self.shared.superblock
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// The shard's slice. Call it on the shard's own thread; operations run on that thread's monoio
+    /// runtime. The slice is given back when the value is dropped, unless a write was dropped in flight.
+    pub fn slice(&self, shard: u32) -> Result<FileMedia, OpenError> {
+        let shared = &self.shared;
+        let path = || shared.path.clone();
+        let taken = shared.taken.get(shard as usize).ok_or_else(|| OpenError::NoSuchSlice {
+            path: path(),
+            shard,
+            shards: shared.superblock.shards,
+        })?;
+        let duplicate = |file: &File| {
+            let file = file.try_clone();
+            file.map_err(|source| OpenError::Io { step: "duplicate the descriptor of", path: path(), source })
+        };
+        let (plain, durable) = (duplicate(&shared.plain)?, duplicate(&shared.durable)?);
+        if taken.swap(true, Ordering::AcqRel) {
+            return Err(OpenError::SliceInUse { path: path(), shard });
+        }
+        let layout = shared.superblock.layout();
+        let geometry = layout.geometry();
+        Ok(FileMedia {
+            device: self.clone(),
+            shard,
+            offset: layout.slice_offset(shard),
+            geometry,
+            plain: RingFile::new(plain),
+            durable: RingFile::new(durable),
+            table: RefCell::new(ChunkTable::all_closed(geometry)),
+            counters: Cell::default(),
+            flush_failed: Cell::new(false),
+        })
+    }
+}
+
+/// One slice of a [`FileDevice`]. Its operations must be awaited within a monoio runtime with io_uring;
+/// elsewhere they panic.
+///
+/// A future that is dropped leaves its operation to complete or not; a chunk with such a write refuses to
+/// be reset.
+#[derive(Debug)]
+pub struct FileMedia {
+    device: FileDevice,
+    shard: u32,
+    offset: u64,
+    geometry: Geometry,
+    plain: RingFile,
+    durable: RingFile,
+    table: RefCell<ChunkTable>,
+    counters: Cell<MediaCounters>,
+    flush_failed: Cell<bool>,
+}
+
+/// A descriptor that joins the thread's runtime at its first use, since there may be none before.
+#[derive(Debug)]
+struct RingFile {
+    unused: RefCell<Option<File>>,
+    file: OnceCell<monoio::fs::File>,
+}
+
+impl RingFile {
+    fn new(file: File) -> Self {
+        Self { unused: RefCell::new(Some(file)), file: OnceCell::new() }
+    }
+
+    fn get(&self) -> io::Result<&monoio::fs::File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = self.unused.take().ok_or_else(|| io::Error::other("the descriptor is gone"))?;
+        let file = monoio::fs::File::from_std(file)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+impl FileMedia {
+    fn byte_offset(&self, chunk: ChunkId, sector: u32) -> u64 {
+        self.offset
+            + u64::from(chunk.0) * self.geometry.chunk_bytes()
+            + u64::from(sector) * u64::from(self.geometry.sector_bytes)
+    }
+
+    fn count(&self, change: impl FnOnce(&mut MediaCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// A write from its admission to its completion; returns where it went.
+    async fn place(
+        &self,
+        operation: &'static str,
+        chunk: ChunkId,
+        sector: Option<u32>,
+        buf: AlignedBuf,
+        durability: Durability,
+    ) -> (Result<u32, MediaError>, AlignedBuf) {
+        let admitted = self.table.borrow_mut().begin_write(operation, chunk, sector, buf.len());
+        let start = match admitted {
+            Ok((start, _)) => start,
+            Err(error) => return (Err(error), buf),
+        };
+        self.count(|counters| {
+            counters.writes += 1;
+            counters.written_bytes += buf.len() as u64;
+        });
+        let file = match durability {
+            Durability::Volatile => &self.plain,
+            Durability::Durable => &self.durable,
+        };
+        let (result, buf) = self.write_whole(file, buf, self.byte_offset(chunk, start)).await;
+        self.table.borrow_mut().end_write(chunk);
+        let result = result.map(|()| start).map_err(|source| MediaError::Io {
+            operation,
+            chunk,
+            sector: start,
+            source,
+        });
+        (result, buf)
+    }
+
+    async fn write_whole(
+        &self,
+        file: &RingFile,
+        mut buf: AlignedBuf,
+        at: u64,
+    ) -> (io::Result<()>, AlignedBuf) {
+        let file = match file.get() {
+            Ok(file) => file,
+            Err(error) => return (Err(error), buf),
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            let (result, slice) = file.write_at(buf.slice(done..), at + done as u64).await;
+            buf = slice.into_inner();
+            match self.step(result, done, buf.len()) {
+                Ok(now) => done = now,
+                Err(error) => return (Err(error), buf),
+            }
+        }
+        (Ok(()), buf)
+    }
+
+    async fn read_whole(&self, mut buf: AlignedBuf, at: u64) -> (io::Result<()>, AlignedBuf) {
+        let file = match self.plain.get() {
+            Ok(file) => file,
+            Err(error) => return (Err(error), buf),
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            let (result, slice) = file.read_at(buf.slice_mut(done..), at + done as u64).await;
+            buf = slice.into_inner();
+            match self.step(result, done, buf.len()) {
+                Ok(now) => done = now,
+                Err(error) => return (Err(error), buf),
+            }
+        }
+        (Ok(()), buf)
+    }
+
+    /// How far a transfer is after one more step. A short one goes on where it stopped, as long as that
+    /// is where a sector begins; none at all would go on for ever.
+    fn step(&self, result: io::Result<usize>, done: usize, whole: usize) -> io::Result<usize> {
+        match result {
+            Ok(moved) => {
+                let now = done + moved;
+                let at_sector = now.is_multiple_of(self.geometry.sector_bytes as usize);
+                if moved == 0 || now > whole || !at_sector {
+                    let text = format!("the transfer stopped after {now} of {whole} bytes");
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+                }
+                Ok(now)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(done),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Media for FileMedia {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
+        Ok(self.table.borrow().report())
+    }
+
+    async fn write(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        buf: AlignedBuf,
+        durability: Durability,
+    ) -> (Result<(), MediaError>, AlignedBuf) {
+        let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
+        (result.map(drop), buf)
+    }
+
+    async fn append(
+        &self,
+        chunk: ChunkId,
+        buf: AlignedBuf,
+        durability: Durability,
+    ) -> (Result<u32, MediaError>, AlignedBuf) {
+        self.place("append", chunk, None, buf, durability).await
+    }
+
+    async fn read(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        buf: AlignedBuf,
+    ) -> (Result<(), MediaError>, AlignedBuf) {
+        let admitted = self.table.borrow_mut().check_read(chunk, sector, buf.len());
+        if let Err(error) = admitted {
+            return (Err(error), buf);
+        }
+        self.count(|counters| {
+            counters.reads += 1;
+            counters.read_bytes += buf.len() as u64;
+        });
+        let (result, buf) = self.read_whole(buf, self.byte_offset(chunk, sector)).await;
+        let result = result.map_err(|source| MediaError::Io { operation: "read", chunk, sector, source });
+        (result, buf)
+    }
+
+    async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
+        let mut table = self.table.borrow_mut();
+        table.begin_reset(chunk)?;
+        table.end_reset(chunk, true);
+        self.count(|counters| counters.resets += 1);
+        Ok(())
+    }
+
+    async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {
+        let mut table = self.table.borrow_mut();
+        table.check_finish(chunk)?;
+        table.finish(chunk);
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), MediaError> {
+        self.count(|counters| counters.flushes += 1);
+        let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
+        if self.flush_failed.get() {
+            return Err(failed(io::Error::other("an earlier flush failed; what it covered may be lost")));
+        }
+        if self.device.shared.options.nosync {
+            return Ok(());
+        }
+        let result = self.plain.get().map_err(failed)?.sync_data().await;
+        result.map_err(|source| {
+            self.flush_failed.set(true);
+            failed(source)
+        })
+    }
+
+    fn counters(&self) -> MediaCounters {
+        self.counters.get()
+    }
+}
+
+impl Drop for FileMedia {
+    fn drop(&mut self) {
+        // A write that was dropped may still land: whoever took the slice next would not expect it.
+        if !self.table.get_mut().has_writes_in_flight() {
+            self.device.shared.taken[self.shard as usize].store(false, Ordering::Release);
+        }
+    }
+}
