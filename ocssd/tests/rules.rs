@@ -1,0 +1,535 @@
+//! The contract of every medium, run over each backend.
+//!
+//! A backend joins by implementing [`Harness`]; it then has to pass every rule below.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use terrane_ocssd::{
+    AlignedBuf, ChunkId, ChunkState, Durability, FileDevice, FileMedia, FileOptions, FormatOptions, Geometry,
+    Media, MediaError, SimMedia, SimOptions, format,
+};
+
+const CHUNK_BYTES: u64 = 64 << 10;
+const CHUNKS: u32 = 8;
+
+/// One backend: how a medium of it is made, driven, and started again.
+trait Harness {
+    type Media: Media;
+
+    /// A new medium of at least 8 chunks of at least 16 smallest writes.
+    fn create(&self) -> Self::Media;
+
+    /// The same medium after its process came back.
+    fn reopen(&self, media: Self::Media) -> Self::Media;
+
+    /// Whether write pointers survive that.
+    fn remembers_write_pointers(&self) -> bool {
+        false
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T;
+}
+
+struct Sim {
+    options: SimOptions,
+    ws_min: u32,
+}
+
+impl Sim {
+    fn with(options: SimOptions) -> Self {
+        Self { options, ws_min: 1 }
+    }
+}
+
+impl Harness for Sim {
+    type Media = SimMedia;
+
+    fn create(&self) -> SimMedia {
+        let geometry = Geometry {
+            groups: 1,
+            parallel_units: 1,
+            chunks: CHUNKS,
+            chunk_sectors: (CHUNK_BYTES / 512) as u32,
+            sector_bytes: 512,
+            ws_min: self.ws_min,
+            ws_opt: 8 * self.ws_min,
+            mw_cunits: 0,
+            max_open: 0,
+        };
+        SimMedia::new(geometry, self.options.clone())
+    }
+
+    fn reopen(&self, media: SimMedia) -> SimMedia {
+        media.restart();
+        media
+    }
+
+    fn remembers_write_pointers(&self) -> bool {
+        !self.options.conventional
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return value;
+            }
+        }
+    }
+}
+
+/// A device file in the build's own temporary folder: a system's `/tmp` may be memory, without direct I/O.
+struct DeviceFile {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    options: FileOptions,
+}
+
+impl DeviceFile {
+    fn with(options: FileOptions, sector_bytes: Option<u32>) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = folder.path().join("node.terrane");
+        let format_options = FormatOptions {
+            cluster: 1,
+            node: 1,
+            shards: 2,
+            size_bytes: (1 << 20) + 2 * u64::from(CHUNKS) * CHUNK_BYTES,
+            chunk_bytes: Some(CHUNK_BYTES),
+            sector_bytes,
+            force: false,
+        };
+        format(&path, &format_options, &mut |_, _| {}).unwrap();
+        Self { _folder: folder, path, options }
+    }
+
+    fn open(path: &Path, options: FileOptions) -> FileMedia {
+        FileDevice::open_with(path, options).unwrap().slice(1).unwrap()
+    }
+}
+
+impl Harness for DeviceFile {
+    type Media = FileMedia;
+
+    fn create(&self) -> FileMedia {
+        Self::open(&self.path, self.options)
+    }
+
+    fn reopen(&self, media: FileMedia) -> FileMedia {
+        drop(media);
+        Self::open(&self.path, self.options)
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build().unwrap();
+        runtime.block_on(future)
+    }
+}
+
+/// A medium in units of its smallest write.
+struct Probe<M> {
+    media: Rc<M>,
+    ws: u32,
+    ws_bytes: usize,
+    chunk_writes: u32,
+}
+
+impl<M: Media> Probe<M> {
+    fn of(media: M) -> Self {
+        let geometry = *media.geometry();
+        Self {
+            media: Rc::new(media),
+            ws: geometry.ws_min,
+            ws_bytes: geometry.ws_min as usize * geometry.sector_bytes as usize,
+            chunk_writes: geometry.chunk_sectors / geometry.ws_min,
+        }
+    }
+
+    fn into_media(self) -> M {
+        Rc::into_inner(self.media).expect("nothing else holds the medium")
+    }
+
+    /// `count` smallest writes, each filled with its own byte from `first` on.
+    fn pattern(&self, first: u8, count: usize) -> AlignedBuf {
+        let mut buf = AlignedBuf::zeroed(count * self.ws_bytes);
+        for (index, unit) in buf.chunks_mut(self.ws_bytes).enumerate() {
+            unit.fill(first.wrapping_add(index as u8));
+        }
+        buf
+    }
+
+    async fn write(&self, chunk: u32, at: u32, first: u8, count: usize) -> Result<(), MediaError> {
+        self.write_as(chunk, at, first, count, Durability::Volatile).await
+    }
+
+    async fn write_as(
+        &self,
+        chunk: u32,
+        at: u32,
+        first: u8,
+        count: usize,
+        durability: Durability,
+    ) -> Result<(), MediaError> {
+        let buf = self.pattern(first, count);
+        let address = (buf.as_ptr(), buf.len());
+        let (result, buf) = self.media.write(ChunkId(chunk), at * self.ws, buf, durability).await;
+        assert_eq!((buf.as_ptr(), buf.len()), address, "another buffer came back");
+        result
+    }
+
+    async fn read(&self, chunk: u32, at: u32, count: usize) -> Result<Vec<u8>, MediaError> {
+        let buf = AlignedBuf::zeroed(count * self.ws_bytes);
+        let (result, buf) = self.media.read(ChunkId(chunk), at * self.ws, buf).await;
+        result.map(|()| buf.to_vec())
+    }
+
+    async fn expect(&self, chunk: u32, at: u32, first: u8, count: usize) {
+        let found = self.read(chunk, at, count).await.unwrap();
+        assert!(found == *self.pattern(first, count), "other bytes at unit {at} of chunk {chunk}");
+    }
+
+    async fn reset(&self, chunk: u32) {
+        self.media.reset(ChunkId(chunk)).await.unwrap();
+    }
+
+    /// State, and write pointer in smallest writes.
+    async fn state(&self, chunk: u32) -> (ChunkState, u32) {
+        let info = self.media.report().await.unwrap()[chunk as usize];
+        assert_eq!(info.id, ChunkId(chunk));
+        assert!(info.write_pointer.is_multiple_of(self.ws));
+        (info.state, info.write_pointer / self.ws)
+    }
+}
+
+fn assert_rule<T>(result: Result<T, MediaError>, operation: &str) {
+    match result {
+        Err(MediaError::Rule { operation: refused, .. }) => assert_eq!(refused, operation),
+        Err(other) => panic!("{operation} failed otherwise: {other}"),
+        Ok(_) => panic!("{operation} was accepted against the rules"),
+    }
+}
+
+async fn reads_return_what_was_written<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    for chunk in [0, CHUNKS - 1] {
+        probe.reset(chunk).await;
+        probe.write(chunk, 0, 1 + chunk as u8, 3).await.unwrap();
+        probe.write_as(chunk, 3, 4 + chunk as u8, 5, Durability::Durable).await.unwrap();
+    }
+    for chunk in [0, CHUNKS - 1] {
+        probe.expect(chunk, 0, 1 + chunk as u8, 8).await;
+        probe.expect(chunk, 2, 3 + chunk as u8, 2).await;
+    }
+    probe.into_media()
+}
+
+async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    let wear = async |chunk: u32| probe.media.report().await.unwrap()[chunk as usize].wear;
+    let worn = wear(2).await;
+    probe.reset(2).await;
+    assert_eq!(probe.state(2).await, (ChunkState::Free, 0));
+    assert_eq!(wear(2).await, worn + 1);
+    probe.write(2, 0, 1, 2).await.unwrap();
+    assert_eq!(probe.state(2).await, (ChunkState::Open, 2));
+    let rest = probe.chunk_writes - 2;
+    probe.write(2, 2, 3, rest as usize).await.unwrap();
+    assert_eq!(probe.state(2).await, (ChunkState::Closed, probe.chunk_writes));
+    probe.expect(2, probe.chunk_writes - 1, probe.chunk_writes as u8, 1).await;
+    probe.reset(2).await;
+    assert_eq!(probe.state(2).await, (ChunkState::Free, 0));
+    probe.write(2, 0, 9, 1).await.unwrap();
+    probe.expect(2, 0, 9, 1).await;
+    probe.into_media()
+}
+
+async fn finish_closes_an_open_chunk<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    probe.reset(3).await;
+    assert_rule(probe.media.finish(ChunkId(3)).await, "finish");
+    probe.write(3, 0, 1, 2).await.unwrap();
+    probe.media.finish(ChunkId(3)).await.unwrap();
+    assert_eq!(probe.state(3).await, (ChunkState::Closed, 2));
+    probe.expect(3, 0, 1, 2).await;
+    assert_rule(probe.write(3, 2, 1, 1).await, "write");
+    assert_rule(probe.media.finish(ChunkId(3)).await, "finish");
+    probe.reset(3).await;
+    probe.write(3, 0, 5, 1).await.unwrap();
+    probe.into_media()
+}
+
+async fn writes_only_at_the_write_pointer<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    probe.reset(1).await;
+    assert_rule(probe.write(1, 1, 1, 1).await, "write");
+    probe.write(1, 0, 1, 2).await.unwrap();
+    for at in [0, 1, 3] {
+        assert_rule(probe.write(1, at, 9, 1).await, "write");
+    }
+    let beyond = probe.chunk_writes as usize - 1;
+    assert_rule(probe.write(1, 2, 9, beyond).await, "write");
+    assert_eq!(probe.state(1).await, (ChunkState::Open, 2));
+    probe.write(1, 2, 3, 1).await.unwrap();
+    probe.expect(1, 0, 1, 3).await;
+    probe.into_media()
+}
+
+async fn lengths_are_whole_units<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    let sector = probe.media.geometry().sector_bytes as usize;
+    probe.reset(1).await;
+    for len in [0, 1, sector - 1, probe.ws_bytes + 1] {
+        let write = probe.media.write(ChunkId(1), 0, AlignedBuf::zeroed(len), Durability::Durable).await;
+        assert_rule(write.0, "write");
+        assert_eq!(write.1.len(), len);
+        let append = probe.media.append(ChunkId(1), AlignedBuf::zeroed(len), Durability::Durable).await;
+        assert_rule(append.0, "append");
+        let read = probe.media.read(ChunkId(1), 0, AlignedBuf::zeroed(len)).await;
+        assert_rule(read.0, "read");
+    }
+    if probe.ws > 1 {
+        let write = probe.media.write(ChunkId(1), 0, AlignedBuf::zeroed(sector), Durability::Durable).await;
+        assert_rule(write.0, "write");
+        probe.write(1, 0, 1, 1).await.unwrap();
+        let (read, _) = probe.media.read(ChunkId(1), 1, AlignedBuf::zeroed(sector)).await;
+        read.expect("reads go by the sector");
+    }
+    probe.into_media()
+}
+
+async fn reads_stay_below_the_write_pointer<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    probe.reset(1).await;
+    assert_rule(probe.read(1, 0, 1).await, "read");
+    probe.write(1, 0, 1, 2).await.unwrap();
+    assert_rule(probe.read(1, 1, 2).await, "read");
+    assert_rule(probe.read(1, 2, 1).await, "read");
+    let (read, _) = probe.media.read(ChunkId(1), u32::MAX, probe.pattern(0, 2)).await;
+    assert_rule(read, "read");
+    let chunk_writes = probe.chunk_writes;
+    probe.write(1, 2, 3, chunk_writes as usize - 2).await.unwrap();
+    assert_rule(probe.read(1, chunk_writes - 1, 2).await, "read");
+    probe.into_media()
+}
+
+async fn there_are_no_chunks_beyond_the_last<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    let count = probe.media.geometry().chunk_count();
+    assert_eq!(probe.media.report().await.unwrap().len(), count as usize);
+    for chunk in [count, u32::MAX] {
+        assert_rule(probe.write(chunk, 0, 1, 1).await, "write");
+        assert_rule(probe.read(chunk, 0, 1).await, "read");
+        assert_rule(probe.media.reset(ChunkId(chunk)).await, "reset");
+        assert_rule(probe.media.finish(ChunkId(chunk)).await, "finish");
+    }
+    probe.into_media()
+}
+
+async fn appends_say_where_they_went<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    probe.reset(4).await;
+    let mut next = 0;
+    for (first, count, durability) in
+        [(1, 2, Durability::Volatile), (3, 1, Durability::Durable), (4, 3, Durability::Volatile)]
+    {
+        let (place, _) = probe.media.append(ChunkId(4), probe.pattern(first, count), durability).await;
+        assert_eq!(place.unwrap(), next * probe.ws);
+        next += count as u32;
+    }
+    probe.expect(4, 0, 1, 6).await;
+    let (place, _) = probe
+        .media
+        .append(ChunkId(4), probe.pattern(0, probe.chunk_writes as usize), Durability::Durable)
+        .await;
+    assert_rule(place, "append");
+    probe.into_media()
+}
+
+/// The next write is submitted before the last completed, and a chunk with one in flight is not reset.
+async fn writes_may_follow_before_the_last_completed<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    probe.reset(5).await;
+    let mut writes: Vec<_> =
+        (0..8).map(|at| Box::pin(probe.write(5, at, 1 + at as u8, 1))).map(Some).collect();
+    std::future::poll_fn(|context| {
+        for write in &mut writes {
+            let done = write.as_mut().map(|write| write.as_mut().poll(context));
+            if let Some(Poll::Ready(result)) = done {
+                result.unwrap();
+                *write = None;
+            }
+        }
+        if writes.iter().any(Option::is_some) {
+            // The rule is checked before anything can be pending.
+            let reset: Pin<Box<dyn Future<Output = _>>> = Box::pin(probe.media.reset(ChunkId(5)));
+            match pin!(reset).as_mut().poll(context) {
+                Poll::Ready(result) => assert_rule(result, "reset"),
+                Poll::Pending => panic!("a chunk with writes in flight is being reset"),
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
+    drop(writes);
+    probe.expect(5, 0, 1, 8).await;
+    probe.media.flush().await.unwrap();
+    probe.into_media()
+}
+
+async fn counters_count<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    let before = probe.media.counters();
+    probe.reset(6).await;
+    probe.write(6, 0, 1, 2).await.unwrap();
+    probe.media.append(ChunkId(6), probe.pattern(1, 1), Durability::Durable).await.0.unwrap();
+    probe.read(6, 0, 3).await.unwrap();
+    probe.media.flush().await.unwrap();
+    let after = probe.media.counters();
+    let unit = probe.ws_bytes as u64;
+    assert_eq!(after.written_bytes - before.written_bytes, 3 * unit);
+    assert_eq!(after.read_bytes - before.read_bytes, 3 * unit);
+    assert_eq!(after.writes - before.writes, 2);
+    assert_eq!(after.reads - before.reads, 1);
+    assert_eq!(after.flushes - before.flushes, 1);
+    assert_eq!(after.resets - before.resets, 1);
+    probe.into_media()
+}
+
+/// What was written before a restart is there after it, whatever became of the write pointers.
+fn content_survives_a_restart<H: Harness>(harness: &H) {
+    let mut probe = Probe::of(harness.create());
+    harness.run(async {
+        probe.reset(7).await;
+        probe.write(7, 0, 1, 2).await.unwrap();
+        probe.write_as(7, 2, 3, 2, Durability::Durable).await.unwrap();
+        probe.media.flush().await.unwrap();
+    });
+    probe = Probe::of(harness.reopen(probe.into_media()));
+    harness.run(async {
+        let expected = match harness.remembers_write_pointers() {
+            true => (ChunkState::Open, 4),
+            false => (ChunkState::Closed, probe.chunk_writes),
+        };
+        assert_eq!(probe.state(7).await, expected);
+        probe.expect(7, 0, 1, 4).await;
+        if harness.remembers_write_pointers() {
+            probe.write(7, 4, 5, 1).await.unwrap();
+        } else {
+            assert_rule(probe.write(7, 4, 5, 1).await, "write");
+            probe.reset(7).await;
+            probe.write(7, 0, 6, 1).await.unwrap();
+        }
+    });
+}
+
+fn every_rule<H: Harness>(harness: &H) {
+    let mut media = harness.create();
+    macro_rules! rules {
+        ($($rule:ident),* $(,)?) => {
+            $(media = harness.run($rule(media));)*
+        };
+    }
+    rules!(
+        reads_return_what_was_written,
+        a_chunk_goes_through_its_states,
+        finish_closes_an_open_chunk,
+        writes_only_at_the_write_pointer,
+        lengths_are_whole_units,
+        reads_stay_below_the_write_pointer,
+        there_are_no_chunks_beyond_the_last,
+        appends_say_where_they_went,
+        writes_may_follow_before_the_last_completed,
+        counters_count,
+    );
+    drop(media);
+    content_survives_a_restart(harness);
+}
+
+#[test]
+fn sim_conventional() {
+    every_rule(&Sim::with(SimOptions::default()));
+}
+
+#[test]
+fn sim_conventional_out_of_order() {
+    for seed in 0..20 {
+        every_rule(&Sim::with(SimOptions { seed, yields_max: 5, ..SimOptions::default() }));
+    }
+}
+
+#[test]
+fn sim_that_zeroes_on_reset() {
+    for seed in 0..20 {
+        every_rule(&Sim::with(SimOptions { seed, yields_max: 3, stale: false, ..SimOptions::default() }));
+    }
+}
+
+#[test]
+fn sim_that_tracks_write_pointers() {
+    for seed in 0..20 {
+        let options = SimOptions { seed, yields_max: 3, conventional: false, ..SimOptions::default() };
+        every_rule(&Sim::with(options));
+    }
+}
+
+#[test]
+fn sim_with_large_smallest_write() {
+    let options = SimOptions { yields_max: 3, conventional: false, ..SimOptions::default() };
+    every_rule(&Sim { options, ws_min: 4 });
+}
+
+#[test]
+fn file_in_the_sectors_of_the_device() {
+    every_rule(&DeviceFile::with(FileOptions::default(), None));
+}
+
+#[test]
+fn file_in_sectors_of_4096_bytes() {
+    every_rule(&DeviceFile::with(FileOptions::default(), Some(4096)));
+}
+
+#[test]
+fn file_without_syncing() {
+    every_rule(&DeviceFile::with(FileOptions { nosync: true }, None));
+}
+
+#[test]
+fn open_chunks_are_limited() {
+    let sim = Sim::with(SimOptions { conventional: false, ..SimOptions::default() });
+    let geometry = Geometry { max_open: 2, ..*sim.create().geometry() };
+    let probe = Probe::of(SimMedia::new(geometry, sim.options.clone()));
+    sim.run(async {
+        probe.write(0, 0, 1, 1).await.unwrap();
+        probe.write(1, 0, 1, 1).await.unwrap();
+        assert_rule(probe.write(2, 0, 1, 1).await, "write");
+        probe.media.finish(ChunkId(0)).await.unwrap();
+        probe.write(2, 0, 1, 1).await.unwrap();
+        assert_rule(probe.write(3, 0, 1, 1).await, "write");
+        probe.reset(1).await;
+        let whole = probe.chunk_writes as usize;
+        probe.write(3, 0, 1, whole).await.unwrap();
+        probe.write(4, 0, 1, 1).await.unwrap();
+        assert_rule(probe.write(5, 0, 1, 1).await, "write");
+    });
+}
+
+#[test]
+fn the_last_sectors_of_an_open_chunk_are_hidden() {
+    let sim = Sim::with(SimOptions { conventional: false, ..SimOptions::default() });
+    let geometry = Geometry { mw_cunits: 3, ..*sim.create().geometry() };
+    let probe = Probe::of(SimMedia::new(geometry, sim.options.clone()));
+    sim.run(async {
+        probe.write(0, 0, 1, 2).await.unwrap();
+        assert_rule(probe.read(0, 0, 1).await, "read");
+        probe.write(0, 2, 3, 3).await.unwrap();
+        probe.expect(0, 0, 1, 2).await;
+        assert_rule(probe.read(0, 0, 3).await, "read");
+        probe.media.finish(ChunkId(0)).await.unwrap();
+        probe.expect(0, 0, 1, 5).await;
+    });
+}
