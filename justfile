@@ -1,0 +1,40 @@
+# The ordinary commands, by their short names. `just` alone lists them.
+
+default:
+    @just --list --unsorted
+
+# Formatting, lints and tests: what .ci/run runs
+check:
+    .ci/run
+
+# Run every test
+test *ARGS:
+    cargo test --workspace {{ ARGS }}
+
+# Format all code
+fmt:
+    cargo fmt --all
+
+# Lints, with warnings denied
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Replay the seeded tests (simulated cluster, raft simulator, crash tests) from one seed
+sim SEED:
+    TERRANE_SEED={{ SEED }} cargo test --workspace
+
+# A three-node cluster under YCSB A that loses a leader half-way and must lose no write
+demo *ARGS:
+    cargo run --release --bin terrane-loadgen -- demo {{ ARGS }}
+
+# A cluster on this machine until Ctrl-C, its data in DIR
+local DIR *ARGS:
+    cargo run --release --bin terrane -- local --dir {{ DIR }} {{ ARGS }}
+
+# Load a running cluster: just load 127.0.0.1:7400 --workload a --connections 64
+load ADDR *ARGS:
+    cargo run --release --bin terrane-loadgen -- run --addr {{ ADDR }} {{ ARGS }}
+
+# Print a node's configuration to start from
+config:
+    @cargo run --quiet --bin terrane -- config --example

@@ -1,0 +1,117 @@
+//! `terrane format`: the only command besides the first run of `local` that creates data.
+
+use std::io::IsTerminal;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terrane_ocssd::superblock::{FormatError, FormatOptions, Superblock};
+
+use super::{Exit, Failure, output};
+use crate::config::{ByteSize, ClusterId, Config};
+
+const EXAMPLES: &str = "\
+The whole device is written once, so that later writes go to blocks that exist already: durable
+writes into them are twice as fast. A block device is used whole unless --size says less.
+
+Examples:
+  terrane format --config node-1.toml --size 64GiB
+  terrane format --config node-1.toml --data /dev/nvme0n1
+  terrane format --data disk.terrane --cluster 6b1f0a52c8d94e7f93a4d17e5c20b8f6 --node 1 --shards 2 --size 4GiB";
+
+/// Lay out a node's device: superblock and one slice per shard. Everything on it is lost.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Take data, cluster_id, node_id and shards from this configuration
+    #[arg(long, value_name = "FILE", required_unless_present_all = ["data", "cluster", "node", "shards"])]
+    config: Option<PathBuf>,
+    /// The file to create, or the block device to take
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Cluster id, 32 hexadecimal digits
+    #[arg(long, value_name = "ID", conflicts_with = "config")]
+    cluster: Option<ClusterId>,
+    /// Node id
+    #[arg(long, value_name = "N", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(1..))]
+    node: Option<u32>,
+    /// Shards of the node: fixed from now on
+    #[arg(long, value_name = "N", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    shards: Option<u32>,
+    /// Bytes to lay out, such as 64GiB; required for a file
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteSize>,
+    /// Erase unit of the log (default: by the size of a slice, 8 MiB to 64 MiB). A value must fit in one
+    #[arg(long, value_name = "SIZE")]
+    chunk_size: Option<ByteSize>,
+    /// Format a device or file that holds something already: what it holds is lost
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let (path, cluster, node, shards) = match (&args.config, args.cluster, args.node, args.shards) {
+        (Some(config), ..) => {
+            let mut config = Config::load(config)?;
+            if let Some(data) = &args.data {
+                config.data.clone_from(data);
+            }
+            config.validate()?;
+            (config.data, config.cluster_id, config.node_id, config.shards)
+        }
+        (None, Some(cluster), Some(node), Some(shards)) => match &args.data {
+            Some(data) => (data.clone(), cluster, node, shards),
+            None => return Err(Failure::usage("--data is missing")),
+        },
+        _ => return Err(Failure::usage("give --config, or --data, --cluster, --node and --shards")),
+    };
+    let block_device = std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
+    if args.size.is_none() && !block_device {
+        return Err(Failure::usage(format!(
+            "{} is not a block device: say how large the file shall be, as in --size 4GiB",
+            path.display()
+        )));
+    }
+    let options = FormatOptions {
+        cluster: cluster.0,
+        node,
+        shards,
+        // 0: all of a block device.
+        size_bytes: args.size.map_or(0, |size| size.0),
+        chunk_bytes: args.chunk_size.map(|size| size.0),
+        sector_bytes: None,
+        force: args.force,
+    };
+    let superblock = format_device(&path, &options).map_err(|error| {
+        let forcible = matches!(
+            error.downcast_ref(),
+            Some(FormatError::AlreadyFormatted { .. } | FormatError::NotEmpty { .. })
+        );
+        Failure::new(Exit::Failure, format!("{error:#}{}", if forcible { " (--force)" } else { "" }))
+    })?;
+    output::print(format!(
+        "{}: laid out for node {node} of cluster {cluster}: {shards} slices of {}, chunks of {}\n",
+        path.display(),
+        ByteSize(superblock.slice_bytes),
+        ByteSize(superblock.chunk_bytes),
+    ))
+}
+
+/// Lays out one device under a progress bar (on a terminal; nothing otherwise).
+pub(super) fn format_device(path: &Path, options: &FormatOptions) -> anyhow::Result<Superblock> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar.set_style(
+        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    bar.set_message(format!("laying out {}", path.display()));
+    let formatted = crate::node::format_device(path, options, &mut |written, total| {
+        bar.set_length(total);
+        bar.set_position(written);
+    });
+    bar.finish_and_clear();
+    formatted
+}
