@@ -324,6 +324,16 @@ impl Operation {
         self.hash
     }
 
+    /// What it may do to the data.
+    pub fn kind(&self) -> OperationKind {
+        self.kind
+    }
+
+    /// Whether it may be sent again although an earlier sending may have been received.
+    pub fn may_be_repeated_after_loss(&self) -> bool {
+        self.kind != OperationKind::ConditionalWrite
+    }
+
     /// Whether a write may have been done by an attempt whose answer never came. If the operation then ends
     /// without success, its outcome is unknown.
     pub fn maybe_done(&self) -> bool {
