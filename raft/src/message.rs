@@ -137,7 +137,7 @@ pub enum MessageError {
     /// Sent by nobody, or by the receiver itself.
     #[error("the sender's id is not that of another replica")]
     Sender,
-    /// A replica that sends has a term.
+    /// There are no leaders or candidates in term 0.
     #[error("the term is zero")]
     ZeroTerm,
     /// Counting past the end of the numbers.
@@ -206,7 +206,9 @@ impl Message {
     /// # Errors
     /// The first rule found broken.
     pub fn validate(&self) -> Result<(), MessageError> {
-        if self.term == 0 {
+        // Only before its first election may a replica speak from term 0.
+        let may_be_zero = matches!(self.body, Body::PreVote { .. } | Body::PreVoteReply { .. });
+        if self.term == 0 && !may_be_zero {
             return Err(MessageError::ZeroTerm);
         }
         if self.term > NUMBER_MAX {

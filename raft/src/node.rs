@@ -537,7 +537,9 @@ impl RaftNode {
 
     /// The hard state changed: the next effects carry it.
     pub(crate) fn save_hard_state(&mut self) {
-        let hard_state = HardState { term: self.term, vote: self.vote, commit: self.commit };
+        // Not above what is durable: after a crash it must not vouch for entries that were about to be replaced.
+        let commit = self.commit.min(self.log.persisted());
+        let hard_state = HardState { term: self.term, vote: self.vote, commit };
         self.outbox.open().hard_state = Some(hard_state);
     }
 
