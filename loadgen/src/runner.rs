@@ -9,6 +9,7 @@
 //!
 //! Invariant: the clock of a phase starts after every thread has connected.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -56,6 +57,16 @@ pub(crate) enum EarlyEnd {
     Full,
     /// Going on makes no sense, for this reason.
     Hopeless(String),
+}
+
+impl fmt::Display for EarlyEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EarlyEnd::Asked => f.write_str("it was told to stop"),
+            EarlyEnd::Full => f.write_str("the cluster's space is used up"),
+            EarlyEnd::Hopeless(why) => f.write_str(why),
+        }
+    }
 }
 
 /// Shared by all workers of a phase: the way to end it.

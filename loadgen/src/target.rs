@@ -39,11 +39,11 @@ pub(crate) trait Connect: Clone + Send + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FailureKind {
-    /// No answer within the client's time limit. A write may have happened or not.
+    /// No success within the client's time limit; a write did not happen.
     TimedOut,
-    /// The partition has no leader, or no node can be reached.
+    /// The partition has no leader.
     Unavailable,
-    /// The write's fate was lost with the leader: it may have happened or not.
+    /// The write's fate was lost with its leader or its connection: it may have happened, or yet happen, or not.
     OutcomeUnknown,
     /// The cluster is overloaded and said so.
     Busy,

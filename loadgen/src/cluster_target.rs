@@ -1,0 +1,153 @@
+//! A Terrane cluster through its client library: as the target of load, and for the questions around it (who leads,
+//! what the nodes have counted).
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use terrane_client::wire::{ErrorReply, NodeStatus};
+use terrane_client::{Client, ConnectError, GetError, PutError};
+
+use crate::leaders::Leaders;
+use crate::meter::{CPU_US, Counters, DEVICE_WRITTEN_BYTES, PROC_WRITE_BYTES, USER_BYTES};
+use crate::target::{Connect, Failure, FailureKind, Found, Target};
+
+/// How long a question about the cluster may take: they are asked again and again.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The cluster, for questions.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    addresses: Vec<String>,
+    client: Client,
+}
+
+impl Cluster {
+    /// Connects to the cluster at these base addresses.
+    pub(crate) async fn connect(addresses: &[String]) -> anyhow::Result<Cluster> {
+        let client = Client::builder().timeout(QUESTION_TIMEOUT).connect(addresses).await;
+        let client = client.map_err(|error| explained(error, addresses))?;
+        Ok(Cluster { addresses: addresses.to_owned(), client })
+    }
+
+    /// Who leads what, as the first node that answers knows it.
+    pub(crate) async fn leaders(&self) -> anyhow::Result<Leaders> {
+        let topology = self.client.topology().await.context("no node tells who leads")?;
+        Leaders::of(&topology)
+    }
+
+    /// All nodes' counters, without those of nodes that do not answer.
+    pub(crate) async fn counters(&self) -> Vec<(u64, Counters)> {
+        let Ok(topology) = self.client.topology().await else { return Vec::new() };
+        let mut all = Vec::new();
+        for node in &topology.nodes {
+            if let Ok(status) = self.client.status(&node.base_address()).await {
+                all.push((node.id.0, counters(&status)));
+            }
+        }
+        all
+    }
+
+    /// One node's counters, if it answers.
+    pub(crate) async fn counters_of(&self, node: u64) -> Option<Counters> {
+        let topology = self.client.topology().await.ok()?;
+        let node = topology.nodes.iter().find(|known| known.id.0 == node)?;
+        self.client.status(&node.base_address()).await.ok().map(|status| counters(&status))
+    }
+
+    /// A target with patience of its own, on the caller's runtime.
+    pub(crate) async fn target(&self) -> anyhow::Result<ClusterTarget> {
+        ClusterConnect::new(&self.addresses).connect().await
+    }
+}
+
+/// The counters that are looked at, out of all that a node reports.
+fn counters(status: &NodeStatus) -> Counters {
+    Counters {
+        cpu_us: status.counter(CPU_US),
+        device_written_bytes: status.counter(DEVICE_WRITTEN_BYTES),
+        proc_write_bytes: status.counter(PROC_WRITE_BYTES),
+        user_bytes: status.counter(USER_BYTES),
+    }
+}
+
+/// Says what to do about a cluster that cannot be reached.
+fn explained(error: ConnectError, addresses: &[String]) -> anyhow::Error {
+    let advice = match &error {
+        ConnectError::Unreachable { .. } => format!(
+            "cannot reach a cluster at {}: is it running? Start one with `terrane local --nodes 3 --dir DIR`, or say \
+             where it is with --addr HOST:PORT",
+            addresses.join(",")
+        ),
+        _ => "cannot connect (--addr HOST:PORT says where the cluster is)".to_owned(),
+    };
+    anyhow::Error::new(error).context(advice)
+}
+
+/// Connects a client of its own for each thread.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterConnect {
+    addresses: Vec<String>,
+}
+
+impl ClusterConnect {
+    /// Connects to the cluster at these base addresses.
+    pub(crate) fn new(addresses: &[String]) -> Self {
+        ClusterConnect { addresses: addresses.to_owned() }
+    }
+}
+
+impl Connect for ClusterConnect {
+    type Target = ClusterTarget;
+
+    async fn connect(&self) -> anyhow::Result<ClusterTarget> {
+        let client = Client::connect(self.addresses.as_slice()).await;
+        Ok(ClusterTarget { client: client.map_err(|error| explained(error, &self.addresses))? })
+    }
+}
+
+/// The cluster, for load.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterTarget {
+    client: Client,
+}
+
+impl Target for ClusterTarget {
+    async fn get(&self, key: &[u8]) -> Result<Option<Found>, Failure> {
+        let found = self.client.get(key).await.map_err(|error| Failure {
+            kind: match &error {
+                GetError::TimedOut { .. } => FailureKind::TimedOut,
+                GetError::Refused(reply) => refused(reply),
+                _ => FailureKind::Refused,
+            },
+            message: error.to_string(),
+        })?;
+        Ok(found.map(|found| Found { version: found.version, value: found.value }))
+    }
+
+    async fn put(&self, key: &[u8], value: Bytes) -> Result<u64, Failure> {
+        self.client.put(key, value).await.map_err(|error| Failure {
+            kind: match &error {
+                PutError::TimedOut { .. } => FailureKind::TimedOut,
+                PutError::OutcomeUnknown { .. } => FailureKind::OutcomeUnknown,
+                PutError::Full => FailureKind::Full,
+                PutError::TooLarge { .. } => FailureKind::TooLarge,
+                PutError::Refused(reply) => refused(reply),
+                _ => FailureKind::Refused,
+            },
+            message: error.to_string(),
+        })
+    }
+}
+
+/// What a server's refusal counts as.
+fn refused(reply: &ErrorReply) -> FailureKind {
+    match reply {
+        ErrorReply::Busy { .. } => FailureKind::Busy,
+        ErrorReply::Full => FailureKind::Full,
+        ErrorReply::TooLarge { .. } => FailureKind::TooLarge,
+        ErrorReply::OutcomeUnknown => FailureKind::OutcomeUnknown,
+        ErrorReply::Unavailable { .. } | ErrorReply::NotLeader { .. } => FailureKind::Unavailable,
+        _ => FailureKind::Refused,
+    }
+}

@@ -1,0 +1,302 @@
+//! `demo`: a cluster of processes on this machine, loaded, measured, robbed of its busiest leader half-way, and read
+//! back. It ends with the cluster stopped and the temporary folder removed, whatever happened.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::cli::{DemoArgs, LoadArgs};
+use crate::cluster::{self, Layout, Nodes};
+use crate::cluster_target::{Cluster, ClusterTarget};
+use crate::figures::bytes;
+use crate::leaders::Leaders;
+use crate::meter::Meter;
+use crate::outage::OutageWatch;
+use crate::place::Place;
+use crate::progress::Live;
+use crate::report::{FORMAT, OutageReport, Report, Settings};
+use crate::runner::EarlyEnd;
+use crate::session::{PhaseClock, Session};
+use crate::target::Target;
+use crate::workload::key;
+
+/// How long a cluster may take until every partition has a leader.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often the cluster is asked while waiting for something to become true.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs it; gives the report, whether good or bad.
+pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
+    let terrane = cluster::find_terrane(args.terrane.as_deref()).await?;
+    let size = args.size.unwrap_or_else(|| device_bytes(&args.load, args.shards));
+    let needed = size.saturating_mul(u64::from(args.nodes));
+    let place = match &args.data_dir {
+        Some(folder) if cluster::is_laid_out(folder) => Place::named(folder, 0)?,
+        Some(folder) => Place::named(folder, needed)?,
+        None => Place::temporary(needed)?,
+    };
+    if cluster::is_laid_out(place.path()) {
+        eprintln!("Using the cluster's data in {}", place.path().display());
+    } else {
+        let each = bytes(size);
+        eprintln!("Laying out {} nodes of {each} in {}", args.nodes, place.path().display());
+    }
+    let layout = cluster::lay_out(&terrane, args.nodes, args.shards, place.path(), size).await?;
+    // Declared after the place: dropped, and so stopped, before the folder is removed.
+    let mut nodes = Nodes::start(&terrane, &layout)?;
+    let leaders = wait_ready(&mut nodes, &layout).await?;
+    eprintln!("{}", described(&layout, &leaders));
+
+    let session = Session::begin(&args.load, &layout.addresses()).await?;
+    let mut report = Report {
+        format: FORMAT,
+        command: "demo",
+        version: env!("CARGO_PKG_VERSION"),
+        ok: false,
+        ended_early: None,
+        settings: Settings::new(&args.load, Some((args.nodes, args.shards))),
+        load: None,
+        run: None,
+        outages: Vec::new(),
+        verify: None,
+    };
+    let load = session.load().await?;
+    nodes.check()?;
+    report.load = Some(load.report);
+    let mut early = load.early;
+    if early.is_none() {
+        let live = Live::new("run", session.mixed_goal(None));
+        let watch = Arc::new(OutageWatch::new(leaders.partitions()));
+        let mut kills = Kills {
+            args,
+            nodes: &mut nodes,
+            cluster: session.cluster(),
+            watch: &watch,
+            live: &live,
+            outages: Vec::new(),
+        };
+        let meter = RefCell::new(Meter::default());
+        let run = session
+            .mixed(None, Some(watch.clone()), &live, &meter, async |clock| kills.run(&meter, &clock).await)
+            .await?;
+        report.outages = kills.outages;
+        nodes.check()?;
+        report.run = Some(run.report);
+        early = run.early;
+    }
+    if early == Some(EarlyEnd::Full) {
+        eprintln!(
+            "The nodes' devices are full: ending early. Everything acknowledged so far is read back; give them more room with --size."
+        );
+    }
+    report.verify = Some(session.read_back().await?);
+    nodes.check()?;
+    for complaint in nodes.stop() {
+        eprintln!("warning: {complaint}");
+    }
+    report.ended_early = early.as_ref().map(EarlyEnd::to_string);
+    // Running out of space is an end of the demonstration, not a broken promise.
+    report.ok = matches!(early, None | Some(EarlyEnd::Full)) && report.kept_every_promise();
+    Ok(report)
+}
+
+/// Bytes of each node's device that will hold everything the run writes, with no space reclaimed: the records, and as
+/// many updates as a fast machine may do, each with what surrounds it in the log; a third more, because the popular
+/// records do not spread evenly over the shards.
+fn device_bytes(load: &LoadArgs, shards: u32) -> u64 {
+    /// What a record occupies beside its value: key, headers, padding of its frame.
+    const OVERHEAD: u64 = 200;
+    /// Updates per second that are expected at most, and the bytes per second that bound them either way.
+    const UPDATES_PER_SECOND: u64 = 60_000;
+    const BYTES_PER_SECOND: (u64, u64) = (60 << 20, 400 << 20);
+    /// The least that a shard's slice makes sense with.
+    const PER_SHARD_MIN: u64 = 512 << 20;
+    let value = load.value_size as u64;
+    let rate = (value * UPDATES_PER_SECOND).clamp(BYTES_PER_SECOND.0, BYTES_PER_SECOND.1);
+    let loaded = load.records.saturating_mul(value + OVERHEAD);
+    let updated = (load.seconds.saturating_mul(rate) as f64 * load.workload.update_share()) as u64;
+    let total = loaded.saturating_add(updated);
+    let total = total.saturating_add(total / 3).max(PER_SHARD_MIN * u64::from(shards));
+    total.min(1 << 62).next_multiple_of(64 << 20)
+}
+
+/// Waits until every partition has a leader.
+async fn wait_ready(nodes: &mut Nodes, layout: &Layout) -> anyhow::Result<Leaders> {
+    let begun = Instant::now();
+    let mut last = String::from("no node answered");
+    while begun.elapsed() < READY_LIMIT {
+        nodes.check()?;
+        match look_for_leaders(&layout.addresses()).await {
+            Ok(leaders) if leaders.missing() == 0 => return Ok(leaders),
+            Ok(leaders) => {
+                last = format!("{} of {} partitions have no leader", leaders.missing(), leaders.partitions());
+            }
+            Err(error) => last = format!("{error:#}"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    bail!(
+        "the cluster did not become ready within {} s ({last}). The ends of the nodes' logs:\n{}",
+        READY_LIMIT.as_secs(),
+        nodes.log_tails()
+    )
+}
+
+async fn look_for_leaders(addresses: &[String]) -> anyhow::Result<Leaders> {
+    Cluster::connect(addresses).await?.leaders().await
+}
+
+fn described(layout: &Layout, leaders: &Leaders) -> String {
+    let nodes: Vec<String> = layout
+        .nodes
+        .iter()
+        .map(|node| format!("{} at {} leads {}", node.id, node.address, leaders.led_by(node.id).len()))
+        .collect();
+    format!("{} partitions; node {}", leaders.partitions(), nodes.join("; node "))
+}
+
+/// Kills nodes under load, as planned.
+struct Kills<'a> {
+    args: &'a DemoArgs,
+    nodes: &'a mut Nodes,
+    cluster: &'a Cluster,
+    watch: &'a Arc<OutageWatch>,
+    live: &'a Live,
+    outages: Vec<OutageReport>,
+}
+
+impl Kills<'_> {
+    /// Kills at each planned moment, until the phase ends.
+    async fn run(&mut self, meter: &RefCell<Meter>, clock: &PhaseClock) -> anyhow::Result<()> {
+        for at in moments(self.args.load.window(), self.args.kills) {
+            if !clock.wait_until(at).await {
+                break;
+            }
+            self.kill_one(meter, clock).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills the node that leads most, starts it again, and waits until all it led has answered again.
+    async fn kill_one(&mut self, meter: &RefCell<Meter>, clock: &PhaseClock) -> anyhow::Result<()> {
+        self.nodes.check()?;
+        let leaders = self.leaders().await?;
+        let (node, led) = leaders.busiest().context("no partition has a leader to kill")?;
+        let target = self.cluster.target().await?;
+        // The last look at the counters that die with the process.
+        if let Some(counters) = self.cluster.counters_of(node).await {
+            meter.borrow_mut().look(node, counters);
+        }
+        let at = clock.elapsed();
+        let killed = self.nodes.kill_node(node)?;
+        self.watch.killed(killed);
+        self.live.event(&format!(
+            "{:.1} s: killed node {node}, which led {} of {} partitions",
+            at.as_secs_f64(),
+            led.len(),
+            leaders.partitions()
+        ));
+        let (watch, live, nodes) = (self.watch, self.live, &mut *self.nodes);
+        let restart = async {
+            tokio::time::sleep(self.args.restart_after).await;
+            nodes.start_node(node)?;
+            meter.borrow_mut().restarted(node);
+            let down = killed.elapsed();
+            let now = clock.elapsed().as_secs_f64();
+            live.event(&format!("{now:.1} s: started node {node} again"));
+            anyhow::Ok(down)
+        };
+        let (down, ()) = tokio::try_join!(restart, async {
+            probe(&target, watch, &led).await;
+            Ok(())
+        })?;
+        let outage = self.watch.outage(&led);
+        self.outages.push(OutageReport::new(node, at, down, &outage));
+        Ok(())
+    }
+
+    /// The present leaders, as soon as every partition has one again.
+    async fn leaders(&self) -> anyhow::Result<Leaders> {
+        let begun = Instant::now();
+        loop {
+            let last = match self.cluster.leaders().await {
+                Ok(leaders) if leaders.missing() == 0 => return Ok(leaders),
+                Ok(leaders) => format!("{} partitions have no leader", leaders.missing()),
+                Err(error) => format!("{error:#}"),
+            };
+            if begun.elapsed() > READY_LIMIT {
+                bail!("no leader for {} s: {last}\n{}", READY_LIMIT.as_secs(), self.nodes.log_tails());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Asks each partition for one of its records until it answers, so that the time without a leader is known even of a
+/// partition that the workload happens not to touch. Gives up after [`READY_LIMIT`]; the report then says so.
+async fn probe(target: &ClusterTarget, watch: &Arc<OutageWatch>, partitions: &[u32]) {
+    let begun = Instant::now();
+    let mut asking = tokio::task::JoinSet::new();
+    for partition in partitions {
+        // A key of this partition, found by trial: as many tries as there are partitions, on average.
+        let asked = (0..).map(key).find(|key| watch.partition(xxh3_64(key)) == *partition as usize);
+        let Some(asked) = asked else { continue };
+        let (target, watch) = (target.clone(), watch.clone());
+        asking.spawn(async move {
+            while begun.elapsed() < READY_LIMIT {
+                let began = Instant::now();
+                match target.get(&asked).await {
+                    Ok(_) => return watch.success(began, Instant::now(), || xxh3_64(&asked)),
+                    Err(_) => tokio::time::sleep(LOOK).await,
+                }
+            }
+        });
+    }
+    while asking.join_next().await.is_some() {}
+}
+
+/// The moments of `kills` kills within `window`: evenly spread, a single one half-way.
+fn moments(window: Duration, kills: u32) -> impl Iterator<Item = Duration> {
+    (1..=kills).map(move |nth| window * nth / (kills + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn load(line: &str) -> LoadArgs {
+        let cli = crate::cli::Cli::try_parse_from(line.split_whitespace()).unwrap();
+        match cli.command {
+            crate::cli::Command::Demo(args) => args.load,
+            crate::cli::Command::Run(args) => args.load,
+        }
+    }
+
+    #[test]
+    fn kills_are_spread_and_one_is_half_way() {
+        let seconds =
+            |kills| moments(Duration::from_secs(30), kills).map(|at| at.as_secs_f64()).collect::<Vec<_>>();
+        assert_eq!(seconds(0), [0.0; 0]);
+        assert_eq!(seconds(1), [15.0]);
+        assert_eq!(seconds(2), [10.0, 20.0]);
+    }
+
+    #[test]
+    fn devices_have_room_for_what_is_asked() {
+        let small = device_bytes(&load("x demo --records 1000 --seconds 4 --workload c"), 2);
+        assert_eq!(small, 1 << 30);
+        let usual = device_bytes(&load("x demo"), 2);
+        assert!((1 << 30..2 << 30).contains(&usual), "{usual}");
+        let large = device_bytes(&load("x demo --value-size 32KiB"), 2);
+        assert!((8 << 30..20 << 30).contains(&large), "{large}");
+        let reads = device_bytes(&load("x demo --workload c --records 10000000"), 2);
+        assert!((15 << 30..18 << 30).contains(&reads), "{reads}");
+        let absurd = device_bytes(&load("x demo --records 1000000000000 --value-size 64MiB"), 2);
+        assert!(absurd > 1 << 60);
+    }
+}

@@ -1,0 +1,164 @@
+//! What a phase cost the servers: differences of the counters that each node reports about itself.
+//!
+//! A node's counters begin at zero when its process starts, so a node that was restarted within the phase is measured
+//! in pieces: up to the last look before it died, and from its new start.
+//!
+//! Definitions: write amplification of a node = bytes it wrote to its device / bytes of keys and values its engine
+//! appended (each replica appends every write of its groups once). It is counted twice: by the node's own accounting
+//! of its device writes, and by the kernel's of all writes of the process (`write_bytes` in /proc/self/io). The second
+//! includes log files and lags behind what sits in the page cache; it is there to keep the first honest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The counters that are looked at, by the names the servers give them.
+pub(crate) const CPU_US: &str = "cpu_us";
+pub(crate) const DEVICE_WRITTEN_BYTES: &str = "device_written_bytes";
+pub(crate) const PROC_WRITE_BYTES: &str = "proc_write_bytes";
+pub(crate) const USER_BYTES: &str = "user_bytes";
+
+/// One node's counters at one moment, or their differences over a phase. `None`: the node does not report it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(crate) struct Counters {
+    /// User and system time of the process, microseconds.
+    pub(crate) cpu_us: Option<u64>,
+    /// Bytes written to the device by the node's own count.
+    pub(crate) device_written_bytes: Option<u64>,
+    /// Bytes the process caused to be written, by the kernel's count.
+    pub(crate) proc_write_bytes: Option<u64>,
+    /// Bytes of keys and values that the node's engine appended.
+    pub(crate) user_bytes: Option<u64>,
+}
+
+impl Counters {
+    /// Combines each counter with its counterpart; what either side lacks is lacking.
+    fn combine(self, other: Counters, op: impl Fn(u64, u64) -> u64) -> Counters {
+        let both = |a: Option<u64>, b: Option<u64>| Some(op(a?, b?));
+        Counters {
+            cpu_us: both(self.cpu_us, other.cpu_us),
+            device_written_bytes: both(self.device_written_bytes, other.device_written_bytes),
+            proc_write_bytes: both(self.proc_write_bytes, other.proc_write_bytes),
+            user_bytes: both(self.user_bytes, other.user_bytes),
+        }
+    }
+
+    /// Bytes written to the device per user byte, by the node's own count.
+    pub(crate) fn device_per_user_byte(&self) -> Option<f64> {
+        ratio(self.device_written_bytes?, self.user_bytes?)
+    }
+
+    /// Bytes written per user byte, by the kernel's count.
+    pub(crate) fn proc_per_user_byte(&self) -> Option<f64> {
+        ratio(self.proc_write_bytes?, self.user_bytes?)
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+/// All nodes' use of a phase.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter {
+    nodes: BTreeMap<u64, NodeMeter>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct NodeMeter {
+    /// What the next look is subtracted from; `None`: the node has not been seen since the phase began.
+    last: Option<Counters>,
+    used: Option<Counters>,
+}
+
+impl Meter {
+    /// A look at a node's counters. The first look at a node starts its measurement.
+    pub(crate) fn look(&mut self, node: u64, now: Counters) {
+        let meter = self.nodes.entry(node).or_default();
+        if let Some(last) = meter.last {
+            let piece = now.combine(last, u64::saturating_sub);
+            meter.used = Some(match meter.used {
+                Some(used) => used.combine(piece, u64::saturating_add),
+                None => piece,
+            });
+        }
+        meter.last = Some(now);
+    }
+
+    /// The node's process was started anew: its counters begin at zero again.
+    pub(crate) fn restarted(&mut self, node: u64) {
+        let zero = Counters {
+            cpu_us: Some(0),
+            device_written_bytes: Some(0),
+            proc_write_bytes: Some(0),
+            user_bytes: Some(0),
+        };
+        self.nodes.entry(node).or_default().last = Some(zero);
+    }
+
+    /// Differences per node, for those that were seen at both ends.
+    pub(crate) fn used(&self) -> BTreeMap<u64, Counters> {
+        self.nodes.iter().filter_map(|(node, meter)| Some((*node, meter.used?))).collect()
+    }
+}
+
+/// Sum of the nodes' CPU time; `None` if no node reports it.
+pub(crate) fn cpu(used: &BTreeMap<u64, Counters>) -> Option<Duration> {
+    let known: Vec<u64> = used.values().filter_map(|counters| counters.cpu_us).collect();
+    (!known.is_empty()).then(|| Duration::from_micros(known.iter().sum()))
+}
+
+/// Mean and maximum over the nodes of a ratio.
+pub(crate) fn mean_and_max(ratios: impl Iterator<Item = Option<f64>>) -> Option<(f64, f64)> {
+    let known: Vec<f64> = ratios.flatten().collect();
+    let max = known.iter().copied().reduce(f64::max)?;
+    Some((known.iter().sum::<f64>() / known.len() as f64, max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(cpu_us: u64, device: u64, user: u64) -> Counters {
+        Counters {
+            cpu_us: Some(cpu_us),
+            device_written_bytes: Some(device),
+            proc_write_bytes: None,
+            user_bytes: Some(user),
+        }
+    }
+
+    #[test]
+    fn differences_over_a_phase() {
+        let mut meter = Meter::default();
+        meter.look(1, counters(1_000, 500, 400));
+        meter.look(2, counters(9, 9, 9));
+        assert!(meter.used().is_empty(), "one look is no difference");
+        meter.look(1, counters(4_000, 1_700, 1_400));
+        let used = meter.used();
+        assert_eq!(used.keys().collect::<Vec<_>>(), [&1]);
+        assert_eq!(used[&1], counters(3_000, 1_200, 1_000));
+        assert_eq!(used[&1].device_per_user_byte(), Some(1.2));
+        assert_eq!(used[&1].proc_per_user_byte(), None);
+        assert_eq!(cpu(&used), Some(Duration::from_micros(3_000)));
+    }
+
+    /// A node killed in the middle: its two lives add up, and the counters' fall is no negative use.
+    #[test]
+    fn a_restarted_node_is_measured_in_pieces() {
+        let mut meter = Meter::default();
+        meter.look(1, counters(100, 100, 100));
+        meter.look(1, counters(150, 180, 160));
+        meter.restarted(1);
+        meter.look(1, counters(30, 20, 10));
+        assert_eq!(meter.used()[&1], counters(80, 100, 70));
+    }
+
+    #[test]
+    fn nothing_written_has_no_ratio() {
+        assert_eq!(counters(1, 100, 0).device_per_user_byte(), None);
+        assert_eq!(mean_and_max([None, None].into_iter()), None);
+        assert_eq!(mean_and_max([Some(1.0), None, Some(2.0)].into_iter()), Some((1.5, 2.0)));
+    }
+}
