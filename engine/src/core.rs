@@ -1,0 +1,288 @@
+//! The state of a store between two polls: groups, what awaits the flusher, and how far durability got.
+//!
+//! Invariants:
+//! - Entries are written in the order of their LSN. State records overtake them: a state is written before every
+//!   entry that was appended after it changed (rule 2) and is the newest in memory at that moment (rule 7).
+//! - `durable < first pending LSN`, and it only rises.
+//! - Once stopped, nothing is accepted and nothing becomes durable any more.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use terrane_ocssd::MediaCounters;
+
+use crate::cache::PayloadCache;
+use crate::entry::{Entry, GroupId};
+use crate::error::StoreError;
+use crate::group::{Group, StatePending};
+use crate::log::Log;
+use crate::options::Options;
+use crate::record;
+use crate::slice::Layout;
+
+/// An entry that no flush has taken yet.
+#[derive(Debug)]
+pub(crate) struct PendingEntry {
+    pub(crate) lsn: u64,
+    pub(crate) slot: u32,
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) kind: u8,
+    pub(crate) payload: Bytes,
+}
+
+/// What a store did since it was opened, and what it holds now. Bytes, unless named otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Keys and values of the ops that were appended.
+    pub user_bytes: u64,
+    /// Records written, with their headers.
+    pub log_bytes: u64,
+    /// Frame and segment headers written.
+    pub header_bytes: u64,
+    /// Zeros written to fill the device's smallest write.
+    pub padding_bytes: u64,
+    /// Frames written, in number.
+    pub frames: u64,
+    /// Flushes completed, in number.
+    pub flushes: u64,
+    /// Entries written, in number.
+    pub entries: u64,
+    /// State records written, in number.
+    pub states: u64,
+    /// Reads that the cache answered, in number.
+    pub cache_hits: u64,
+    /// Reads that went to the medium, in number.
+    pub cache_misses: u64,
+    /// What the medium counted.
+    pub media: MediaCounters,
+    /// The whole slice.
+    pub slice_bytes: u64,
+    /// Part of the slice that is not free.
+    pub used_bytes: u64,
+    /// Payloads in memory because they are recent.
+    pub tail_bytes: u64,
+    /// Memory of all indexes.
+    pub index_bytes: u64,
+    /// Live keys, in number.
+    pub keys: u64,
+}
+
+pub(crate) struct Core {
+    pub(crate) epoch: u32,
+    pub(crate) layout: Layout,
+    /// Bytes of a record (header and payload) that is accepted.
+    pub(crate) record_bytes_max: u32,
+    pub(crate) slots: BTreeMap<GroupId, u32>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) log: Log,
+    pub(crate) cache: PayloadCache,
+    pub(crate) pending: VecDeque<PendingEntry>,
+    /// Upper bound of what the pending entries cost on the medium, and the largest of them.
+    pub(crate) pending_cost: u64,
+    pub(crate) pending_largest: u64,
+    /// Slots whose state is pending, oldest first.
+    pub(crate) states_pending: Vec<u32>,
+    pub(crate) issued: u64,
+    pub(crate) durable: u64,
+    /// Payloads in the tail, oldest first; entries that were truncated since may still be named.
+    tail_ages: VecDeque<(u32, u64)>,
+    tail_bytes: u64,
+    tail_bytes_max: u64,
+    /// The highest term that any group has known.
+    pub(crate) term_max: u64,
+    /// Number of the last flush taken.
+    pub(crate) flush: u64,
+    /// Records written or taken in this epoch.
+    pub(crate) records: u64,
+    pub(crate) stopped: Option<StoreError>,
+    pub(crate) closing: bool,
+    pub(crate) counters: Counters,
+}
+
+impl Core {
+    pub(crate) fn new(layout: Layout, epoch: u32, log: Log, term_max: u64, options: &Options) -> Self {
+        let payload_max = u64::from(options.record_bytes_max);
+        let record_max =
+            (payload_max + record::HEADER_BYTES as u64).min(u64::from(layout.record_bytes_limit()));
+        Self {
+            epoch,
+            layout,
+            record_bytes_max: record_max as u32,
+            slots: BTreeMap::new(),
+            groups: Vec::new(),
+            log,
+            cache: PayloadCache::new(options.cache_bytes),
+            pending: VecDeque::new(),
+            pending_cost: 0,
+            pending_largest: 0,
+            states_pending: Vec::new(),
+            issued: 0,
+            durable: 0,
+            tail_ages: VecDeque::new(),
+            tail_bytes: 0,
+            tail_bytes_max: options.tail_bytes,
+            term_max,
+            flush: 0,
+            records: 0,
+            stopped: None,
+            closing: false,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn add_group(&mut self, group: Group) -> u32 {
+        let slot = self.groups.len() as u32;
+        self.slots.insert(group.id, slot);
+        self.groups.push(group);
+        slot
+    }
+
+    pub(crate) fn slot(&self, group: GroupId) -> Option<u32> {
+        self.slots.get(&group).copied()
+    }
+
+    pub(crate) fn group(&self, group: GroupId) -> Option<&Group> {
+        self.slot(group).map(|slot| &self.groups[slot as usize])
+    }
+
+    pub(crate) fn check_accepts(&self) -> Result<(), StoreError> {
+        match &self.stopped {
+            Some(stopped) => Err(stopped.clone()),
+            None if self.closing => Err(StoreError::Closed),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn issue(&mut self) -> u64 {
+        self.issued += 1;
+        self.issued
+    }
+
+    /// Bytes of a payload that is accepted.
+    pub(crate) fn payload_bytes_max(&self) -> u32 {
+        self.record_bytes_max - record::HEADER_BYTES as u32
+    }
+
+    fn state_cost(&self, payload_bytes: u64) -> u64 {
+        self.log.record_cost(record::HEADER_BYTES as u32 + payload_bytes as u32)
+    }
+
+    /// Free chunks left if everything pending, states included, and records of `cost` bytes in total (the largest
+    /// being `largest`) were written; negative if they might not fit.
+    pub(crate) fn chunks_left(&self, cost: u64, largest: u64) -> i64 {
+        let (mut cost, mut largest) = (cost + self.pending_cost, largest.max(self.pending_largest));
+        for slot in &self.states_pending {
+            let group = &self.groups[*slot as usize];
+            if group.state_pending == StatePending::Wanted {
+                let state = self.state_cost(group.state_bytes(0));
+                cost += state;
+                largest = largest.max(state);
+            }
+        }
+        i64::from(self.log.free_chunks()) - self.log.chunks_needed(cost, largest) as i64
+    }
+
+    /// Free chunks left if a state of so many bytes was written after everything pending.
+    pub(crate) fn chunks_left_after_state(&self, payload_bytes: u64) -> i64 {
+        let cost = self.state_cost(payload_bytes);
+        self.chunks_left(cost, cost)
+    }
+
+    /// The group's state changed, or should be written again. Returns the number by which to wait for it.
+    pub(crate) fn want_state(&mut self, slot: u32, want: StatePending) -> u64 {
+        let group = &mut self.groups[slot as usize];
+        group.state_issued += 1;
+        if group.state_pending == StatePending::No {
+            self.states_pending.push(slot);
+        }
+        if group.state_pending != StatePending::Wanted {
+            group.state_pending = want;
+        }
+        group.state_issued
+    }
+
+    /// Appends one checked entry to its group, in memory and for the flusher. True if the lineage changed.
+    pub(crate) fn push_entry(&mut self, slot: u32, entry: Entry) -> bool {
+        let lsn = self.issue();
+        let group = &mut self.groups[slot as usize];
+        let (bytes, new_term) = group.push(&entry);
+        let index = group.last_index;
+        self.note_tail(slot, index, bytes);
+        let cost = self.log.record_cost((record::HEADER_BYTES + entry.payload.len()) as u32);
+        self.pending_cost += cost;
+        self.pending_largest = self.pending_largest.max(cost);
+        self.term_max = self.term_max.max(entry.term);
+        let Entry { term, kind, payload } = entry;
+        self.pending.push_back(PendingEntry { lsn, slot, index, term, kind, payload });
+        new_term
+    }
+
+    /// A payload of `bytes` entered the tail.
+    pub(crate) fn note_tail(&mut self, slot: u32, index: u64, bytes: u64) {
+        self.tail_bytes += bytes;
+        self.tail_ages.push_back((slot, index));
+    }
+
+    /// Payloads of `bytes` left the tail by truncation.
+    pub(crate) fn forget_tail(&mut self, bytes: u64) {
+        self.tail_bytes -= bytes;
+    }
+
+    /// Brings the tail back to its limit, as far as its oldest payloads may leave it.
+    pub(crate) fn shrink_tail(&mut self) {
+        while self.tail_bytes > self.tail_bytes_max {
+            let Some((slot, index)) = self.tail_ages.pop_front() else { return };
+            self.groups[slot as usize].expire_tail(index);
+            self.evict_expired(slot);
+        }
+    }
+
+    /// Takes what expired and is durable and applied by now out of the tail.
+    pub(crate) fn evict_expired(&mut self, slot: u32) {
+        while let Some(evicted) = self.groups[slot as usize].evict() {
+            self.tail_bytes -= evicted.bytes;
+            if let Some(payload) = evicted.live_payload {
+                self.cache.insert((slot, evicted.index), payload);
+            }
+        }
+    }
+
+    pub(crate) fn apply(&mut self, slot: u32, index: u64, commit_mark_bytes: u64) {
+        let cache = &mut self.cache;
+        let group = &mut self.groups[slot as usize];
+        group.apply(index, |version| cache.remove((slot, version)));
+        let mark = group.unmarked_bytes >= commit_mark_bytes;
+        self.evict_expired(slot);
+        if mark {
+            self.groups[slot as usize].unmarked_bytes = 0;
+            self.want_state(slot, StatePending::Along);
+        }
+    }
+
+    /// Before the last flush of an orderly end: every group writes down how far it applied.
+    pub(crate) fn mark_commits(&mut self) {
+        for slot in 0..self.groups.len() as u32 {
+            let group = &self.groups[slot as usize];
+            if group.commit_mark() > group.marked_commit
+                && self.chunks_left_after_state(group.state_bytes(0)) >= 0
+            {
+                self.want_state(slot, StatePending::Wanted);
+            }
+        }
+    }
+
+    pub(crate) fn counters(&self, media: MediaCounters) -> Counters {
+        Counters {
+            cache_hits: self.cache.hits(),
+            media,
+            slice_bytes: u64::from(self.layout.chunk_count) * u64::from(self.layout.chunk_bytes),
+            used_bytes: self.log.used_bytes(),
+            tail_bytes: self.tail_bytes,
+            index_bytes: self.groups.iter().map(|group| group.index.memory_bytes()).sum(),
+            keys: self.groups.iter().map(|group| group.index.len()).sum(),
+            ..self.counters
+        }
+    }
+}

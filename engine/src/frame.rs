@@ -1,0 +1,206 @@
+//! The frame: one atomic write to a segment.
+//!
+//! ```text
+//!  0  magic "TRNF"                      28  frames of the flush u16    48  body crc32c u32
+//!  4  generation u64                    30  this frame's ordinal u16   52  header crc32c u32
+//! 12  first LSN counter u64             32  record count u32           56  records, one after the other,
+//! 20  flush number u64                  36  body bytes u32                 then zeros to the next smallest write
+//!                                       40  term_max u64
+//! ```
+//!
+//! A frame starts at a multiple of the smallest write, right after the one before it. Its records count only if all
+//! of them are valid; the body checksum runs over the records' own checksums, so every payload byte is summed once.
+//!
+//! Invariants: flush numbers ascend by one in an epoch, from 1. All frames of a flush carry the same count, and
+//! ordinals 0.. in the order of their places. `term_max` is at least every term that a record of an earlier frame
+//! of the slice speaks of.
+
+use crate::cursor::Cursor;
+use crate::record::{self, Record};
+use crate::segment::Generation;
+
+/// Bytes before the records.
+pub(crate) const HEADER_BYTES: usize = 56;
+
+const MAGIC: &[u8; 4] = b"TRNF";
+
+/// What a frame says of itself. Its epoch is the generation's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    pub(crate) generation: Generation,
+    /// Counts the records that the shard wrote in this epoch before this frame, plus one.
+    pub(crate) lsn_first: u64,
+    pub(crate) flush: u64,
+    pub(crate) frames: u16,
+    pub(crate) ordinal: u16,
+    pub(crate) records: u32,
+    pub(crate) body_bytes: u32,
+    pub(crate) term_max: u64,
+    pub(crate) body_crc: u32,
+}
+
+impl FrameHeader {
+    /// Writes the header to the front of `out`.
+    pub(crate) fn encode(&self, out: &mut [u8]) {
+        out[..4].copy_from_slice(MAGIC);
+        out[4..12].copy_from_slice(&self.generation.0.to_le_bytes());
+        out[12..20].copy_from_slice(&self.lsn_first.to_le_bytes());
+        out[20..28].copy_from_slice(&self.flush.to_le_bytes());
+        out[28..30].copy_from_slice(&self.frames.to_le_bytes());
+        out[30..32].copy_from_slice(&self.ordinal.to_le_bytes());
+        out[32..36].copy_from_slice(&self.records.to_le_bytes());
+        out[36..40].copy_from_slice(&self.body_bytes.to_le_bytes());
+        out[40..48].copy_from_slice(&self.term_max.to_le_bytes());
+        out[48..52].copy_from_slice(&self.body_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..HEADER_BYTES - 4]);
+        out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// The generation that a valid header at the front of `bytes` names, whichever it is.
+    pub(crate) fn claimed_generation(bytes: &[u8]) -> Option<Generation> {
+        let (claimed, _) = bytes.get(MAGIC.len()..)?.split_first_chunk::<8>()?;
+        let generation = Generation(u64::from_le_bytes(*claimed));
+        Self::decode(bytes, generation).map(|header| header.generation)
+    }
+
+    /// The header at the front of `bytes`, if it is valid and of this generation.
+    pub(crate) fn decode(bytes: &[u8], generation: Generation) -> Option<Self> {
+        let (body, crc) = bytes.get(..HEADER_BYTES)?.split_last_chunk::<4>()?;
+        let mut cursor = Cursor::new(body);
+        if cursor.take(4)? != MAGIC
+            || cursor.u64()? != generation.0
+            || crc32c::crc32c(body) != u32::from_le_bytes(*crc)
+        {
+            return None;
+        }
+        let header = Self {
+            generation,
+            lsn_first: cursor.u64()?,
+            flush: cursor.u64()?,
+            frames: cursor.u16()?,
+            ordinal: cursor.u16()?,
+            records: cursor.u32()?,
+            body_bytes: cursor.u32()?,
+            term_max: cursor.u64()?,
+            body_crc: cursor.u32()?,
+        };
+        (header.flush > 0 && header.ordinal < header.frames).then_some(header)
+    }
+}
+
+/// The body checksum, fed with each record's checksum in order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyChecksum(u32);
+
+impl BodyChecksum {
+    pub(crate) fn new(generation: Generation) -> Self {
+        Self(generation.checksum_seed())
+    }
+
+    pub(crate) fn add(&mut self, record_crc: u32) {
+        self.0 = crc32c::crc32c_append(self.0, &record_crc.to_le_bytes());
+    }
+
+    pub(crate) fn finish(self) -> u32 {
+        self.0
+    }
+}
+
+/// The records of a frame whose header was read, each with its offset in `body`; `None` unless all are valid.
+/// `body` starts after the header and may be longer than the frame.
+pub(crate) fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Option<Vec<(u32, Record<'a>)>> {
+    let body = body.get(..header.body_bytes as usize)?;
+    let mut records = Vec::with_capacity((header.records as usize).min(body.len() / record::HEADER_BYTES));
+    let mut checksum = BodyChecksum::new(header.generation);
+    let mut at = 0;
+    while at < body.len() {
+        let record = record::decode(&body[at..], header.generation)?;
+        checksum.add(record.crc);
+        records.push((at as u32, record));
+        at += record.header.record_bytes() as usize;
+    }
+    (records.len() == header.records as usize && checksum.finish() == header.body_crc).then_some(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::GroupId;
+    use crate::record::{RecordHeader, RecordKind};
+    use expect_test::expect;
+    use proptest::prelude::*;
+
+    const GENERATION: Generation = Generation(0x0000_0007_0000_0009);
+
+    fn frame(payloads: &[Vec<u8>]) -> (FrameHeader, Vec<u8>) {
+        let mut body = Vec::new();
+        let mut checksum = BodyChecksum::new(GENERATION);
+        for (index, payload) in payloads.iter().enumerate() {
+            let header = RecordHeader {
+                payload_bytes: payload.len() as u32,
+                kind: RecordKind::Entry,
+                entry_kind: 0,
+                incarnation: 1,
+                group: GroupId(1),
+                index: index as u64 + 1,
+                term: 1,
+            };
+            let at = body.len();
+            body.resize(at + header.record_bytes() as usize, 0);
+            checksum.add(record::encode(&header, payload, GENERATION, &mut body[at..]));
+        }
+        let header = FrameHeader {
+            generation: GENERATION,
+            lsn_first: 0x21,
+            flush: 0x22,
+            frames: 3,
+            ordinal: 1,
+            records: payloads.len() as u32,
+            body_bytes: body.len() as u32,
+            term_max: 0x23,
+            body_crc: checksum.finish(),
+        };
+        let mut bytes = vec![0; HEADER_BYTES];
+        header.encode(&mut bytes);
+        bytes.extend_from_slice(&body);
+        (header, bytes)
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let (header, bytes) = frame(&[]);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        expect![[""]].assert_eq(&hex);
+        assert_eq!(FrameHeader::decode(&bytes, GENERATION), Some(header));
+        assert_eq!(FrameHeader::decode(&bytes, Generation(GENERATION.0 + 1)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_counts_whole_or_not_at_all(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..6),
+            at in any::<prop::sample::Index>(), flip in 1_u8..
+        ) {
+            let (header, mut bytes) = frame(&payloads);
+            let records = decode_body(&header, &bytes[HEADER_BYTES..]).unwrap();
+            let back: Vec<_> = records.iter().map(|(_, record)| record.payload.to_vec()).collect();
+            prop_assert_eq!(back, payloads);
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let read = FrameHeader::decode(&bytes, GENERATION)
+                .and_then(|header| decode_body(&header, &bytes[HEADER_BYTES..]));
+            prop_assert_eq!(read, None);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300), records in 0_u32..5, body_bytes in any::<u32>()
+        ) {
+            prop_assert_eq!(FrameHeader::decode(&bytes, GENERATION), None);
+            let (mut header, _) = frame(&[]);
+            header.records = records;
+            header.body_bytes = body_bytes;
+            let _ = decode_body(&header, &bytes);
+        }
+    }
+}

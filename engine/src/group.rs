@@ -1,0 +1,282 @@
+//! One group in memory: its log's shape, the recent payloads, and the index over what was applied.
+//!
+//! ```text
+//!  first_index        tail_first        applied        last_index
+//!      |  payload on flash |  payload in memory ............ |
+//!      |  applied to the index ............ | waiting for Raft|
+//! ```
+//!
+//! Invariants:
+//! - `first_index - 1 <= applied <= last_index`, and `tail_first <= applied + 1`: what is not applied is in memory,
+//!   so that apply never reads.
+//! - An entry leaves the tail only once it is durable (its place is known) and applied. A key whose place is pending
+//!   therefore always finds its payload in the tail.
+//! - The applied part of the log is never truncated.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
+use crate::index::{Index, Located, Place};
+use crate::lineage::{self, TermRun};
+use crate::op::{self, Op};
+use crate::state_record::{self, StateRecord};
+
+/// A payload in memory.
+#[derive(Debug)]
+pub(crate) struct TailEntry {
+    pub(crate) kind: u8,
+    /// Keys whose live version this entry is. Only such payloads are worth caching.
+    live: u32,
+    pub(crate) payload: Bytes,
+}
+
+impl TailEntry {
+    /// What it counts for against the tail's limit, in bytes.
+    fn bytes(&self) -> u64 {
+        self.payload.len() as u64 + size_of::<Self>() as u64
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) incarnation: u32,
+    pub(crate) hard_state: HardState,
+    pub(crate) membership: Bytes,
+    pub(crate) suspect: bool,
+    pub(crate) runs: Vec<TermRun>,
+    /// The log's lineage is not what the newest state record says (recovery cut the log).
+    pub(crate) lineage_unrecorded: bool,
+    pub(crate) first_index: u64,
+    pub(crate) last_index: u64,
+    pub(crate) applied: u64,
+    /// Where the entries from `first_index` stand.
+    places: VecDeque<Place>,
+    tail: VecDeque<TailEntry>,
+    /// Index of the tail's front (the next index, when it is empty).
+    tail_first: u64,
+    /// Entries up to here should leave the tail as soon as they may.
+    tail_expired: u64,
+    pub(crate) index: Index,
+    /// Whether the state awaits a flush, and how it is asked for.
+    pub(crate) state_pending: StatePending,
+    /// Counts changes of the state; those up to `state_durable` are durable.
+    pub(crate) state_issued: u64,
+    pub(crate) state_durable: u64,
+    /// Bytes applied since the last state record, which also says how far applying got.
+    pub(crate) unmarked_bytes: u64,
+    /// Commit index in the newest state record.
+    pub(crate) marked_commit: u64,
+}
+
+/// Whether a group's state awaits a flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatePending {
+    /// The newest state is on the medium or in the flush under way.
+    No,
+    /// It goes along with the next flush, but asks for none.
+    Along,
+    /// Somebody waits for it.
+    Wanted,
+}
+
+/// A payload that left the tail.
+pub(crate) struct Evicted {
+    pub(crate) index: u64,
+    pub(crate) bytes: u64,
+    /// The payload, if some key's live version is in it.
+    pub(crate) live_payload: Option<Bytes>,
+}
+
+impl Group {
+    pub(crate) fn new(id: GroupId, incarnation: u32, membership: Bytes) -> Self {
+        Self {
+            id,
+            incarnation,
+            hard_state: HardState::default(),
+            membership,
+            suspect: false,
+            runs: Vec::new(),
+            lineage_unrecorded: false,
+            first_index: 1,
+            last_index: 0,
+            applied: 0,
+            places: VecDeque::new(),
+            tail: VecDeque::new(),
+            tail_first: 1,
+            tail_expired: 0,
+            index: Index::default(),
+            state_pending: StatePending::No,
+            state_issued: 0,
+            state_durable: 0,
+            unmarked_bytes: 0,
+            marked_commit: 0,
+        }
+    }
+
+    /// A group whose entries up to `applied` are applied and on the medium, at `places` from `first_index` on.
+    pub(crate) fn restored(
+        id: GroupId,
+        incarnation: u32,
+        state: StateRecord,
+        hard_state: HardState,
+        index: Index,
+        places: VecDeque<Place>,
+    ) -> Self {
+        let applied = state.first_index - 1 + places.len() as u64;
+        Self {
+            hard_state,
+            suspect: state.suspect,
+            runs: state.runs,
+            first_index: state.first_index,
+            last_index: applied,
+            applied,
+            places,
+            tail_first: applied + 1,
+            index,
+            marked_commit: hard_state.commit,
+            ..Self::new(id, incarnation, state.membership)
+        }
+    }
+
+    /// The term of the entry at `index`; index 0 is before every log and has term 0.
+    pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
+        if index == 0 {
+            return Some(0);
+        }
+        if index < self.first_index || index > self.last_index {
+            return None;
+        }
+        lineage::term_at(&self.runs, index)
+    }
+
+    pub(crate) fn place(&self, index: u64) -> Option<Place> {
+        self.places.get(usize::try_from(index.checked_sub(self.first_index)?).ok()?).copied()
+    }
+
+    pub(crate) fn tail_entry(&self, index: u64) -> Option<&TailEntry> {
+        self.tail.get(usize::try_from(index.checked_sub(self.tail_first)?).ok()?)
+    }
+
+    /// Cuts the log so that it ends before `first`, and returns the bytes that left the tail. True if the lineage
+    /// changed.
+    pub(crate) fn truncate_from(&mut self, first: u64) -> (u64, bool) {
+        assert!(first > self.applied, "{}: index {first} is applied and cannot be truncated", self.id);
+        let kept = (first - self.tail_first) as usize;
+        let bytes = self.tail.drain(kept..).map(|entry| entry.bytes()).sum();
+        self.places.truncate((first - self.first_index) as usize);
+        self.last_index = first - 1;
+        (bytes, lineage::truncate_from(&mut self.runs, first))
+    }
+
+    /// Appends an entry at `last_index + 1`. Returns its bytes in the tail, and whether the lineage changed.
+    pub(crate) fn push(&mut self, entry: &Entry) -> (u64, bool) {
+        let new_term = self.runs.last().is_none_or(|run| run.term != entry.term);
+        if new_term {
+            self.runs.push(TermRun { term: entry.term, first: self.last_index + 1 });
+        }
+        (self.push_payload(entry, Place::PENDING), new_term)
+    }
+
+    /// Appends an entry that the lineage covers already. Returns its bytes in the tail.
+    pub(crate) fn push_payload(&mut self, entry: &Entry, place: Place) -> u64 {
+        self.last_index += 1;
+        debug_assert_eq!(lineage::term_at(&self.runs, self.last_index), Some(entry.term));
+        let tail_entry = TailEntry { kind: entry.kind, live: 0, payload: entry.payload.clone() };
+        let bytes = tail_entry.bytes();
+        self.tail.push_back(tail_entry);
+        self.places.push_back(place);
+        bytes
+    }
+
+    /// Points the index at the entries up to `index`. Calls `overwritten` with each version (older than the tail)
+    /// that lost a key.
+    pub(crate) fn apply(&mut self, index: u64, mut overwritten: impl FnMut(u64)) {
+        assert!(index <= self.last_index, "{}: index {index} is not stored", self.id);
+        for version in self.applied + 1..=index {
+            let at = (version - self.tail_first) as usize;
+            let entry = &self.tail[at];
+            let payload = entry.payload.clone();
+            self.unmarked_bytes += payload.len() as u64;
+            if entry.kind != ENTRY_OPS {
+                continue;
+            }
+            let place = self.places[(version - self.first_index) as usize];
+            for op in op::decode(&payload) {
+                let old = match op.expect("ops are checked when they are appended") {
+                    Op::Put { key, .. } => {
+                        self.tail[at].live += 1;
+                        self.index.insert(key, Located { version, place })
+                    }
+                    Op::Delete { key } => self.index.remove(key),
+                };
+                if let Some(old) = old {
+                    match old.version.checked_sub(self.tail_first) {
+                        Some(at) => self.tail[at as usize].live -= 1,
+                        None => overwritten(old.version),
+                    }
+                }
+            }
+        }
+        self.applied = self.applied.max(index);
+    }
+
+    /// The record of (`index`, `term`) is durable at `place`. Nothing happens if the log holds another entry there.
+    pub(crate) fn placed(&mut self, index: u64, term: u64, place: Place) {
+        if self.term_at(index) != Some(term) {
+            return;
+        }
+        self.places[(index - self.first_index) as usize] = place;
+        if index > self.applied {
+            return;
+        }
+        // Applied before it was durable here (a quorum of others had it): the index still says "pending". If the
+        // payload left the tail, the index knows an earlier place of the same entry, which stays good.
+        if let Some(entry) = index.checked_sub(self.tail_first).map(|at| &self.tail[at as usize])
+            && entry.kind == ENTRY_OPS
+        {
+            for op in op::decode(&entry.payload).flatten() {
+                self.index.repoint(op.key(), index, place);
+            }
+        }
+    }
+
+    /// Entries up to `index` should leave the tail as soon as they may.
+    pub(crate) fn expire_tail(&mut self, index: u64) {
+        self.tail_expired = self.tail_expired.max(index);
+    }
+
+    /// Takes the front of the tail, if it expired, is durable and applied.
+    pub(crate) fn evict(&mut self) -> Option<Evicted> {
+        let index = self.tail_first;
+        if index > self.tail_expired.min(self.applied) || self.place(index)?.is_pending() {
+            return None;
+        }
+        let entry = self.tail.pop_front()?;
+        self.tail_first += 1;
+        let bytes = entry.bytes();
+        Some(Evicted { index, bytes, live_payload: (entry.live > 0).then_some(entry.payload) })
+    }
+
+    /// What the next state record says of commit: all that is applied is committed.
+    pub(crate) fn commit_mark(&self) -> u64 {
+        self.hard_state.commit.max(self.applied)
+    }
+
+    pub(crate) fn state_record(&self) -> StateRecord {
+        StateRecord {
+            suspect: self.suspect,
+            first_index: self.first_index,
+            vote: self.hard_state.vote,
+            runs: self.runs.clone(),
+            membership: self.membership.clone(),
+        }
+    }
+
+    /// Bytes of its state's payload if the lineage had `more_runs` more.
+    pub(crate) fn state_bytes(&self, more_runs: usize) -> u64 {
+        state_record::payload_bytes(self.runs.len() + more_runs, self.membership.len())
+    }
+}

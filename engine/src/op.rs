@@ -1,0 +1,359 @@
+//! What an [`ENTRY_OPS`](crate::ENTRY_OPS) payload asks of the state machine: unconditional puts and deletes.
+//!
+//! ```text
+//! op      = tag u8, key length, [value length], [expiry u64 le], key, [value]
+//! tag     = 1 put | 2 put with expiry | 3 delete
+//! lengths = LEB128, shortest form, at most 5 bytes
+//! ```
+//!
+//! A payload is a run of ops, applied in order. Every payload has exactly one reading and one writing (overlong
+//! lengths are refused), so that replicas can be compared byte for byte.
+
+use bytes::Bytes;
+
+/// The largest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 64 * 1024;
+
+const TAG_PUT: u8 = 1;
+const TAG_PUT_EXPIRING: u8 = 2;
+const TAG_DELETE: u8 = 3;
+
+/// One op of a payload. It borrows the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// The key has this value from now on.
+    Put {
+        /// The key, at most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// When it expires, in milliseconds of Unix time, stamped by the leader.
+        expires_unix_ms: Option<u64>,
+    },
+    /// The key has no value from now on.
+    Delete {
+        /// The key, at most [`KEY_BYTES_MAX`] bytes.
+        key: &'a [u8],
+    },
+}
+
+impl<'a> Op<'a> {
+    /// The key it is about.
+    pub fn key(&self) -> &'a [u8] {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+
+    /// Bytes of key and value, as a user counts them.
+    pub fn user_bytes(&self) -> u64 {
+        match self {
+            Op::Put { key, value, .. } => key.len() as u64 + value.len() as u64,
+            Op::Delete { key } => key.len() as u64,
+        }
+    }
+}
+
+/// Why a payload is not a run of ops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// The tag is none of the known ones.
+    #[error("unknown op tag {0}")]
+    Tag(u8),
+    /// The payload ends within an op.
+    #[error("the payload ends within an op")]
+    Short,
+    /// A length is not in its shortest form or exceeds 32 bits.
+    #[error("a length is not a 32-bit number in its shortest form")]
+    Length,
+    /// The key is longer than [`KEY_BYTES_MAX`].
+    #[error("a key of {0} bytes exceeds the limit of {KEY_BYTES_MAX}")]
+    Key(usize),
+}
+
+/// Builds a payload of several ops.
+#[derive(Debug, Default)]
+pub struct OpsBuilder {
+    bytes: Vec<u8>,
+}
+
+impl OpsBuilder {
+    /// An empty payload.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a put.
+    ///
+    /// # Panics
+    /// If the key exceeds [`KEY_BYTES_MAX`] or the value 4 GiB: the host checks what clients send.
+    pub fn put(&mut self, key: &[u8], value: &[u8], expires_unix_ms: Option<u64>) -> &mut Self {
+        self.bytes.reserve(put_bytes_max(key, value));
+        self.bytes.push(if expires_unix_ms.is_some() { TAG_PUT_EXPIRING } else { TAG_PUT });
+        push_key_length(&mut self.bytes, key);
+        push_length(&mut self.bytes, u32::try_from(value.len()).expect("a value is shorter than 4 GiB"));
+        if let Some(expires) = expires_unix_ms {
+            self.bytes.extend_from_slice(&expires.to_le_bytes());
+        }
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        self
+    }
+
+    /// Adds a delete.
+    ///
+    /// # Panics
+    /// If the key exceeds [`KEY_BYTES_MAX`].
+    pub fn delete(&mut self, key: &[u8]) -> &mut Self {
+        self.bytes.push(TAG_DELETE);
+        push_key_length(&mut self.bytes, key);
+        self.bytes.extend_from_slice(key);
+        self
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is no op yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The payload.
+    pub fn finish(self) -> Bytes {
+        Bytes::from(self.bytes)
+    }
+}
+
+/// A payload of one put. Panics as [`OpsBuilder::put`] does.
+pub fn encode_put(key: &[u8], value: &[u8], expires_unix_ms: Option<u64>) -> Bytes {
+    let mut builder = OpsBuilder { bytes: Vec::with_capacity(put_bytes_max(key, value)) };
+    builder.put(key, value, expires_unix_ms);
+    builder.finish()
+}
+
+/// A payload of one delete. Panics as [`OpsBuilder::delete`] does.
+pub fn encode_delete(key: &[u8]) -> Bytes {
+    let mut builder = OpsBuilder::new();
+    builder.delete(key);
+    builder.finish()
+}
+
+/// Upper bound of a put's encoding, in bytes.
+pub const fn put_bytes_max(key: &[u8], value: &[u8]) -> usize {
+    1 + 5 + 5 + 8 + key.len() + value.len()
+}
+
+/// The ops of `payload`, in order. The iterator ends at the end of the payload or after the first error.
+pub fn decode(payload: &[u8]) -> Ops<'_> {
+    Ops { rest: payload }
+}
+
+/// Iterator over a payload's ops.
+#[derive(Debug, Clone)]
+pub struct Ops<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Ops<'a> {
+    type Item = Result<Op<'a>, OpError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let op = take_op(&mut self.rest);
+        if op.is_err() {
+            self.rest = &[];
+        }
+        Some(op)
+    }
+}
+
+fn take_op<'a>(rest: &mut &'a [u8]) -> Result<Op<'a>, OpError> {
+    let tag = take(rest, 1)?[0];
+    match tag {
+        TAG_PUT | TAG_PUT_EXPIRING => {
+            let key_length = take_key_length(rest)?;
+            let value_length = take_length(rest)? as usize;
+            let expires_unix_ms = if tag == TAG_PUT_EXPIRING {
+                let (bytes, tail) = rest.split_first_chunk::<8>().ok_or(OpError::Short)?;
+                *rest = tail;
+                Some(u64::from_le_bytes(*bytes))
+            } else {
+                None
+            };
+            let key = take(rest, key_length)?;
+            let value = take(rest, value_length)?;
+            Ok(Op::Put { key, value, expires_unix_ms })
+        }
+        TAG_DELETE => {
+            let key_length = take_key_length(rest)?;
+            Ok(Op::Delete { key: take(rest, key_length)? })
+        }
+        _ => Err(OpError::Tag(tag)),
+    }
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], OpError> {
+    let (head, tail) = rest.split_at_checked(count).ok_or(OpError::Short)?;
+    *rest = tail;
+    Ok(head)
+}
+
+fn take_key_length(rest: &mut &[u8]) -> Result<usize, OpError> {
+    let length = take_length(rest)? as usize;
+    if length > KEY_BYTES_MAX { Err(OpError::Key(length)) } else { Ok(length) }
+}
+
+fn take_length(rest: &mut &[u8]) -> Result<u32, OpError> {
+    let mut length = 0_u64;
+    for position in 0..5 {
+        let byte = take(rest, 1)?[0];
+        length |= u64::from(byte & 0x7f) << (7 * position);
+        if byte & 0x80 == 0 {
+            // A last group of zeros would be a second spelling of the same number.
+            if position > 0 && byte == 0 {
+                return Err(OpError::Length);
+            }
+            return u32::try_from(length).map_err(|_| OpError::Length);
+        }
+    }
+    Err(OpError::Length)
+}
+
+fn push_key_length(out: &mut Vec<u8>, key: &[u8]) {
+    assert!(key.len() <= KEY_BYTES_MAX, "a key of {} bytes exceeds the limit", key.len());
+    push_length(out, key.len() as u32);
+}
+
+fn push_length(out: &mut Vec<u8>, mut length: u32) {
+    while length >= 0x80 {
+        out.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+}
+
+/// What a payload last says of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said<'a> {
+    Put { value: &'a [u8], expires_unix_ms: Option<u64> },
+    Deleted,
+}
+
+/// What `payload` last says of `key`: `None` if nothing.
+pub(crate) fn last_said<'a>(payload: &'a [u8], key: &[u8]) -> Result<Option<Said<'a>>, OpError> {
+    let mut said = None;
+    for op in decode(payload) {
+        match op? {
+            Op::Put { key: at, value, expires_unix_ms } if at == key => {
+                said = Some(Said::Put { value, expires_unix_ms });
+            }
+            Op::Delete { key: at } if at == key => said = Some(Said::Deleted),
+            _ => {}
+        }
+    }
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use proptest::prelude::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let mut builder = OpsBuilder::new();
+        builder.put(b"key", b"value", None).put(b"k", b"", Some(0x0102_0304_0506_0708)).delete(b"gone");
+        expect!["0103056b657976616c7565020100080706050403020 16b0304676f6e65"]
+            .assert_eq(&hex(&builder.finish()));
+        expect!["018001ac02"].assert_eq(&hex(&encode_put(&[7; 128], &[8; 300], None)[..5]));
+    }
+
+    #[test]
+    fn overlong_and_oversized_lengths_are_refused() {
+        assert_eq!(decode(&[TAG_DELETE, 0x81, 0x00, 1]).next(), Some(Err(OpError::Length)));
+        assert_eq!(decode(&[TAG_DELETE, 0xff, 0xff, 0xff, 0xff, 0x1f]).next(), Some(Err(OpError::Length)));
+        assert_eq!(decode(&[TAG_DELETE, 0x81, 0x80, 0x04]).next(), Some(Err(OpError::Key(65537))));
+        assert_eq!(decode(&[TAG_PUT, 1, 2, b'k', b'v']).next(), Some(Err(OpError::Short)));
+        assert_eq!(decode(&[9]).next(), Some(Err(OpError::Tag(9))));
+    }
+
+    #[test]
+    fn the_last_op_of_a_key_counts() {
+        let mut builder = OpsBuilder::new();
+        builder.put(b"a", b"1", None).put(b"b", b"2", None).put(b"a", b"3", Some(4)).delete(b"b");
+        let payload = builder.finish();
+        assert_eq!(
+            last_said(&payload, b"a"),
+            Ok(Some(Said::Put { value: &b"3"[..], expires_unix_ms: Some(4) }))
+        );
+        assert_eq!(last_said(&payload, b"b"), Ok(Some(Said::Deleted)));
+        assert_eq!(last_said(&payload, b"c"), Ok(None));
+    }
+
+    type OwnedOp = (Vec<u8>, Option<(Vec<u8>, Option<u64>)>);
+
+    fn arbitrary_ops() -> impl Strategy<Value = Vec<OwnedOp>> {
+        let bytes = || prop::collection::vec(any::<u8>(), 0..300);
+        let put = prop::option::of((bytes(), prop::option::of(any::<u64>())));
+        prop::collection::vec((bytes(), put), 0..8)
+    }
+
+    fn encode(ops: &[OwnedOp]) -> Bytes {
+        let mut builder = OpsBuilder::new();
+        for (key, put) in ops {
+            match put {
+                Some((value, expires)) => builder.put(key, value, *expires),
+                None => builder.delete(key),
+            };
+        }
+        builder.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn ops_come_back_as_they_were(ops in arbitrary_ops()) {
+            let payload = encode(&ops);
+            let back: Vec<OwnedOp> = decode(&payload)
+                .map(|op| match op.unwrap() {
+                    Op::Put { key, value, expires_unix_ms } => {
+                        (key.to_vec(), Some((value.to_vec(), expires_unix_ms)))
+                    }
+                    Op::Delete { key } => (key.to_vec(), None),
+                })
+                .collect();
+            prop_assert_eq!(back, ops);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_fail_and_what_decodes_has_one_spelling(
+            ops in arbitrary_ops(), at in any::<prop::sample::Index>(), byte in any::<u8>()
+        ) {
+            let mut payload = encode(&ops).to_vec();
+            if payload.is_empty() {
+                return Ok(());
+            }
+            let at = at.index(payload.len());
+            payload[at] = byte;
+            let mut builder = OpsBuilder::new();
+            for op in decode(&payload) {
+                match op {
+                    Ok(Op::Put { key, value, expires_unix_ms }) => builder.put(key, value, expires_unix_ms),
+                    Ok(Op::Delete { key }) => builder.delete(key),
+                    Err(_) => return Ok(()),
+                };
+            }
+            prop_assert_eq!(&builder.finish()[..], &payload[..]);
+        }
+    }
+}

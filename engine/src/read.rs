@@ -1,0 +1,366 @@
+//! Reading: from the tail, from the cache, or with one direct read of the sectors that hold the record.
+//!
+//! Invariants: what to read is decided at the call, before the first await; what was read counts only if checksum,
+//! group, incarnation, index and term are those of the record that was asked for (rule 10). Segments are not erased
+//! yet, so a place stays good while a read is under way.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use terrane_ocssd::{AlignedBuf, ChunkId, Media, MediaError};
+
+use crate::core::Core;
+use crate::entry::{ENTRY_OPS, Entry, GroupId, Value};
+use crate::error::ReadError;
+use crate::group::Group;
+use crate::index::{Located, Place};
+use crate::op::{self, Said};
+use crate::pipeline::Pipeline;
+use crate::record::{self, RecordKind};
+use crate::segment::Generation;
+use crate::slice::Layout;
+use crate::store::{Shared, Store};
+
+/// Reads of one call that run at once.
+const READS_AT_ONCE: usize = 16;
+
+/// What a key's look-up found without waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// The key has no value.
+    Absent,
+    /// Its value was in memory.
+    Ready(Value),
+    /// Its value must be read: [`Store::get`].
+    OnMedia,
+}
+
+/// Rows of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// Key and value, in ascending order of keys.
+    pub rows: Vec<(Bytes, Value)>,
+    /// A limit ended the scan: there are more keys after the last row.
+    pub more: bool,
+}
+
+/// A record that must be read, and all that identifies it.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    slot: u32,
+    group: GroupId,
+    incarnation: u32,
+    index: u64,
+    term: u64,
+    place: Place,
+    generation: Generation,
+}
+
+/// A payload, or where to find it.
+enum Source {
+    Memory(Bytes),
+    Medium(Wanted),
+}
+
+impl Core {
+    fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
+        let group = &self.groups[slot as usize];
+        let term = group.term_at(index).expect("a live version is in the log");
+        Wanted {
+            slot,
+            group: group.id,
+            incarnation: group.incarnation,
+            index,
+            term,
+            place,
+            generation: self.log.generation(place),
+        }
+    }
+
+    /// The payload of a live version, from memory if it is there.
+    fn source(&mut self, slot: u32, located: Located) -> Source {
+        let group = &self.groups[slot as usize];
+        if let Some(entry) = group.tail_entry(located.version) {
+            return Source::Memory(entry.payload.clone());
+        }
+        if let Some(payload) = self.cache.get((slot, located.version)) {
+            return Source::Memory(payload);
+        }
+        assert!(!located.place.is_pending(), "what is not placed is in the tail");
+        Source::Medium(self.wanted(slot, located.version, located.place))
+    }
+
+    fn entry_source(&self, slot: u32, index: u64) -> (u64, u8, Source) {
+        let group = &self.groups[slot as usize];
+        let term = group.term_at(index).expect("the index is in the log");
+        if let Some(entry) = group.tail_entry(index) {
+            return (term, entry.kind, Source::Memory(entry.payload.clone()));
+        }
+        let place = group.place(index).expect("the index is in the log");
+        (term, 0, Source::Medium(self.wanted(slot, index, place)))
+    }
+}
+
+/// What the payload says of the key at `version`.
+fn value_in(payload: &Bytes, key: &[u8], version: u64) -> Option<Value> {
+    match op::last_said(payload, key).ok()?? {
+        Said::Put { value, expires_unix_ms } => {
+            Some(Value { value: payload.slice_ref(value), version, expires_unix_ms })
+        }
+        Said::Deleted => None,
+    }
+}
+
+impl<M: Media> Store<M> {
+    /// The value of a key if it can be had without reading the medium. A group that does not exist has no keys.
+    pub fn try_get(&self, group: GroupId, key: &[u8]) -> Lookup {
+        let mut core = self.shared.core.borrow_mut();
+        let Some(slot) = core.slot(group) else { return Lookup::Absent };
+        let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
+        match core.source(slot, located) {
+            Source::Memory(payload) => Lookup::Ready(in_memory(&payload, key, located.version)),
+            Source::Medium(_) => Lookup::OnMedia,
+        }
+    }
+
+    /// The value that the key has in the applied index at the time of the call.
+    pub async fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Value>, ReadError> {
+        let wanted = {
+            let mut core = self.shared.core.borrow_mut();
+            let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
+            let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
+            match core.source(slot, located) {
+                Source::Memory(payload) => return Ok(Some(in_memory(&payload, key, located.version))),
+                Source::Medium(wanted) => wanted,
+            }
+        };
+        read_value(&self.shared, wanted, key).await.map(Some)
+    }
+
+    /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
+    /// rows, and rows until `bytes_max` bytes of records are reached (at least one row, if there is one). Reads
+    /// run concurrently, a bounded number at a time.
+    pub async fn scan(
+        &self,
+        group: GroupId,
+        start: Bound<&[u8]>,
+        end: Bound<&[u8]>,
+        count_max: usize,
+        bytes_max: usize,
+    ) -> Result<Scan, ReadError> {
+        let (image, more) = self.scan_image(group, start, end, count_max, bytes_max)?;
+        let mut rows = Vec::with_capacity(image.len());
+        let mut image = image.into_iter();
+        let mut pipeline = Pipeline::new();
+        loop {
+            while pipeline.len() < READS_AT_ONCE
+                && let Some((key, version, source)) = image.next()
+            {
+                pipeline.push(async move {
+                    let value = match source {
+                        Source::Memory(payload) => in_memory(&payload, &key, version),
+                        Source::Medium(wanted) => read_value(&self.shared, wanted, &key).await?,
+                    };
+                    Ok::<_, ReadError>((key, value))
+                });
+            }
+            match pipeline.next().await {
+                Some(row) => rows.push(row?),
+                None => return Ok(Scan { rows, more }),
+            }
+        }
+    }
+
+    /// The keys of a scan, each with its version and where its payload is.
+    fn scan_image(
+        &self,
+        group: GroupId,
+        start: Bound<&[u8]>,
+        end: Bound<&[u8]>,
+        count_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<(Bytes, u64, Source)>, bool), ReadError> {
+        let mut core = self.shared.core.borrow_mut();
+        let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
+        let mut found = Vec::new();
+        let mut more = false;
+        for (key, located) in core.groups[slot as usize].index.range(start, end) {
+            if found.len() == count_max {
+                more = true;
+                break;
+            }
+            found.push((Bytes::copy_from_slice(key), located));
+        }
+        let mut image = Vec::with_capacity(found.len());
+        let mut bytes = 0;
+        for (key, located) in found {
+            if bytes >= bytes_max && !image.is_empty() {
+                return Ok((image, true));
+            }
+            let source = core.source(slot, located);
+            bytes += match &source {
+                Source::Memory(payload) => payload.len(),
+                Source::Medium(wanted) => wanted.place.length as usize,
+            };
+            image.push((key, located.version, source));
+        }
+        Ok((image, more))
+    }
+
+    /// Entries from `from` on if all of them are in memory: at most `count_max`, and until `bytes_max` bytes of
+    /// payload are reached. `None` if one of them would have to be read, or `from` is outside the log.
+    pub fn try_entries(
+        &self,
+        group: GroupId,
+        from: u64,
+        count_max: usize,
+        bytes_max: u64,
+    ) -> Option<Vec<Entry>> {
+        let core = self.shared.core.borrow();
+        let group = core.group(group)?;
+        let range = entry_range(group, from, count_max)?;
+        let mut entries = Vec::with_capacity((range.end - range.start).min(1024) as usize);
+        let mut bytes = 0;
+        for index in range {
+            if bytes >= bytes_max && !entries.is_empty() {
+                break;
+            }
+            let entry = group.tail_entry(index)?;
+            bytes += entry.payload.len() as u64;
+            entries.push(Entry {
+                term: group.term_at(index)?,
+                kind: entry.kind,
+                payload: entry.payload.clone(),
+            });
+        }
+        Some(entries)
+    }
+
+    /// Entries from `from` on as the log holds them at the time of the call, read from the medium where they are not
+    /// in memory: at most `count_max`, and until `bytes_max` bytes of records are reached, but at least one. The
+    /// log may be truncated while this reads: the caller checks the terms before it uses them.
+    pub async fn entries(
+        &self,
+        group: GroupId,
+        from: u64,
+        count_max: usize,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, ReadError> {
+        let mut sources = {
+            let core = self.shared.core.borrow();
+            let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
+            let at = &core.groups[slot as usize];
+            let range = entry_range(at, from, count_max).ok_or(ReadError::OutOfLog {
+                index: from,
+                first: at.first_index,
+                last: at.last_index,
+            })?;
+            let mut sources = Vec::new();
+            let mut bytes = 0;
+            for index in range {
+                if bytes >= bytes_max && !sources.is_empty() {
+                    break;
+                }
+                let source = core.entry_source(slot, index);
+                bytes += match &source.2 {
+                    Source::Memory(payload) => payload.len() as u64,
+                    Source::Medium(wanted) => u64::from(wanted.place.length),
+                };
+                sources.push(source);
+            }
+            sources.into_iter()
+        };
+        let mut entries = Vec::with_capacity(sources.len());
+        let mut pipeline = Pipeline::new();
+        loop {
+            while pipeline.len() < READS_AT_ONCE
+                && let Some((term, kind, source)) = sources.next()
+            {
+                pipeline.push(async move {
+                    let (kind, payload) = match source {
+                        Source::Memory(payload) => (kind, payload),
+                        Source::Medium(wanted) => read_record(&self.shared, &wanted).await?,
+                    };
+                    Ok::<_, ReadError>(Entry { term, kind, payload })
+                });
+            }
+            match pipeline.next().await {
+                Some(entry) => entries.push(entry?),
+                None => return Ok(entries),
+            }
+        }
+    }
+}
+
+fn entry_range(group: &Group, from: u64, count_max: usize) -> Option<std::ops::Range<u64>> {
+    if from < group.first_index || from > group.last_index {
+        return None;
+    }
+    let end = from.saturating_add(count_max.max(1) as u64).min(group.last_index + 1);
+    Some(from..end)
+}
+
+/// The value of a live version whose payload is in memory.
+fn in_memory(payload: &Bytes, key: &[u8], version: u64) -> Value {
+    value_in(payload, key, version).expect("a live version puts its key, and payloads in memory are sound")
+}
+
+async fn read_value<M: Media>(shared: &Shared<M>, wanted: Wanted, key: &[u8]) -> Result<Value, ReadError> {
+    let (kind, payload) = read_record(shared, &wanted).await?;
+    // The record is the one that was asked for; that it says nothing of the key means that the index is wrong
+    // about this device's content, as seen after a recovery. It is an error, never another key's value.
+    let value = (kind == ENTRY_OPS).then(|| value_in(&payload, key, wanted.index)).flatten();
+    let value = value.ok_or_else(|| wanted.damaged())?;
+    let mut core = shared.core.borrow_mut();
+    core.counters.cache_misses += 1;
+    core.cache.insert((wanted.slot, wanted.index), payload);
+    Ok(value)
+}
+
+impl Wanted {
+    fn damaged(&self) -> ReadError {
+        ReadError::Damaged {
+            group: self.group,
+            index: self.index,
+            chunk: ChunkId(self.place.chunk),
+            offset: self.place.offset,
+        }
+    }
+}
+
+/// The entry kind and payload of a record. A failure or a mismatch is tried once more.
+async fn read_record<M: Media>(shared: &Shared<M>, wanted: &Wanted) -> Result<(u8, Bytes), ReadError> {
+    let layout = shared.core.borrow().layout;
+    match read_once(&shared.media, &layout, wanted).await {
+        Ok(Some(found)) => Ok(found),
+        Err(MediaError::PowerLost) => Err(MediaError::PowerLost.into()),
+        _ => match read_once(&shared.media, &layout, wanted).await? {
+            Some(found) => Ok(found),
+            None => Err(wanted.damaged()),
+        },
+    }
+}
+
+async fn read_once<M: Media>(
+    media: &M,
+    layout: &Layout,
+    wanted: &Wanted,
+) -> Result<Option<(u8, Bytes)>, MediaError> {
+    let Place { chunk, offset, length } = wanted.place;
+    let first = layout.sector_of(offset);
+    let end = (offset + length).div_ceil(layout.sector_bytes);
+    let buf = AlignedBuf::zeroed(((end - first) * layout.sector_bytes) as usize);
+    let (result, buf) = media.read(ChunkId(chunk), first, buf).await;
+    result?;
+    let at = (offset - first * layout.sector_bytes) as usize;
+    let Some(record) = record::decode(&buf[at..at + length as usize], wanted.generation) else {
+        return Ok(None);
+    };
+    let header = record.header;
+    let same = header.kind == RecordKind::Entry
+        && header.group == wanted.group
+        && header.incarnation == wanted.incarnation
+        && header.index == wanted.index
+        && header.term == wanted.term;
+    Ok(same.then(|| (header.entry_kind, Bytes::copy_from_slice(record.payload))))
+}

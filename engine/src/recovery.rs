@@ -1,0 +1,456 @@
+//! Recovery: from whatever is on the slice to a store that may go on.
+//!
+//! ```text
+//! flush the device | newest anchor | find segments | frames -> flushes -> replay | next anchor
+//! ```
+//!
+//! Invariants:
+//! - What recovery saw is durable before it acts on it: the device is flushed before anything is read.
+//! - A flush counts whole or not at all where it is the highest of the last epoch. In earlier epochs, the anchor
+//!   says which flush was the last (rule 5).
+//! - The next anchor is durable before anything is written to the log, so that what was dropped stays void.
+//! - What is missing below the highest flush is damage (rule 6): every group whose state was not written since that
+//!   damage became known is suspect.
+//!
+//! A bad **last** flush is ambiguous. It looks the same whether it was torn by a crash before it was acknowledged, or
+//! damaged afterwards; it is taken for torn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use terrane_ocssd::{ChunkId, ChunkState, Media};
+
+use crate::anchor::{self, Anchor, EpochEnd, Found};
+use crate::core::Core;
+use crate::entry::{GroupId, HardState, VOTE_SPENT};
+use crate::error::OpenError;
+use crate::frame::{self, FrameHeader};
+use crate::group::StatePending;
+use crate::index::Place;
+use crate::lineage::TermRun;
+use crate::log::Log;
+use crate::options::Options;
+use crate::replay::Replay;
+use crate::scan::{self, FoundSegment, Met, MetFrame};
+use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
+
+/// What recovery found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// The epoch that begins now.
+    pub epoch: u32,
+    /// All groups, ascending by id.
+    pub groups: Vec<RecoveredGroup>,
+    /// What is missing or broken below the highest flush, in the order of the log. Damage that was known before is
+    /// listed again.
+    pub damage: Vec<Damage>,
+    /// Incomplete last flushes that were dropped now: 0 or 1. Nothing of them was ever acknowledged.
+    pub dropped_flushes: u64,
+    /// Valid frames, in number.
+    pub frames: u64,
+    /// Bytes read.
+    pub bytes_scanned: u64,
+    /// Entry records that were found, in number, superseded ones included.
+    pub entries: u64,
+}
+
+/// One group as recovery found it: what a Raft node is restored from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecoveredGroup {
+    /// The group.
+    pub id: GroupId,
+    /// Its local birth number.
+    pub incarnation: u64,
+    /// Its hard state. `vote` is [`VOTE_SPENT`] where it may have been forgotten.
+    pub hard_state: HardState,
+    /// The log as term runs, ascending.
+    pub runs: Vec<TermRun>,
+    /// First index of the log.
+    pub first_index: u64,
+    /// Last index of the log; `first_index - 1` when it is empty.
+    pub last_index: u64,
+    /// Highest index that is applied.
+    pub applied: u64,
+    /// The membership as it was last set.
+    pub membership: Bytes,
+    /// Records may have been lost that this replica acknowledged: it grants no vote and acknowledges nothing until
+    /// its leader has repaired it ([`Store::clear_suspect`](crate::Store::clear_suspect)).
+    pub suspect: bool,
+}
+
+/// Something missing or broken below the highest flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    /// The chunk in which it was noticed, or after which the missing part should follow.
+    pub chunk: ChunkId,
+    /// Sector within the chunk.
+    pub sector: u32,
+    /// What it is.
+    pub what: DamageKind,
+}
+
+/// Kinds of damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DamageKind {
+    /// Frames of these flushes are missing or broken.
+    Flushes {
+        /// Their epoch.
+        epoch: u32,
+        /// The first of them.
+        first: u64,
+        /// The last of them.
+        last: u64,
+    },
+    /// The device does not give the sector back.
+    Sector,
+    /// A record is intact but makes no sense.
+    Record,
+}
+
+pub(crate) async fn recover<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    options: &Options,
+) -> Result<(Core, Recovery), OpenError> {
+    media.flush().await?;
+    let report = media.report().await?;
+    let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());
+    for chunk in ANCHOR_CHUNKS {
+        let info = &report[chunk.0 as usize];
+        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
+        anchors.push(anchor::read(media, layout, chunk, readable).await?);
+    }
+    let newest = newest_anchor(anchors, slice)?;
+    let epoch = newest.epoch.checked_add(1).ok_or(OpenError::EpochsExhausted)?;
+    for info in &report[LOG_CHUNK_FIRST as usize..] {
+        if info.state == ChunkState::Open {
+            media.finish(info.id).await?;
+        }
+    }
+
+    let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
+    let (segments, probed_bytes) = scan::find_segments(media, layout, slice, &report, counts).await?;
+    if let Some(last) = segments.last()
+        && last.generation.epoch() > newest.epoch
+    {
+        return Err(OpenError::AnchorLost { anchor: newest.epoch, log: last.generation.epoch() });
+    }
+    let segments: Vec<_> =
+        segments.into_iter().filter(|segment| counts(segment.generation.epoch())).collect();
+    let mut assembly = Assembly::new(layout, &newest);
+    let scanned_bytes = scan::scan_segments(media, layout, &segments, |met| assembly.meet(met)).await?;
+    let assembled = assembly.finish();
+
+    let next = Anchor {
+        slice,
+        sequence: newest.sequence + 1,
+        epoch,
+        term_max: assembled.term_max,
+        epochs: assembled.ends(&newest, epoch),
+    };
+    anchor::write(media, layout, &next).await?;
+
+    let free = report[LOG_CHUNK_FIRST as usize..]
+        .iter()
+        .filter(|info| info.state != ChunkState::Offline && !assembled.used.contains(&info.id.0))
+        .map(|info| (info.wear, info.id.0))
+        .collect();
+    let mut generations = vec![None; layout.chunk_count as usize];
+    for segment in segments.iter().filter(|segment| assembled.used.contains(&segment.chunk)) {
+        generations[segment.chunk as usize] = Some(segment.generation);
+    }
+    let log = Log::new(*layout, epoch, free, generations);
+    let mut core = Core::new(*layout, epoch, log, assembled.term_max, options);
+    let mut recovery = Recovery {
+        epoch,
+        groups: Vec::new(),
+        damage: assembled.damage,
+        dropped_flushes: assembled.dropped_flushes,
+        frames: assembled.frames,
+        bytes_scanned: probed_bytes + scanned_bytes,
+        entries: assembled.replay.entries,
+    };
+    restore_groups(&mut core, &mut recovery, assembled.replay, &next);
+    Ok((core, recovery))
+}
+
+fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenError> {
+    let blank = anchors.iter().all(|found| *found == Found::Blank);
+    let mut newest: Option<Anchor> = None;
+    let mut foreign = None;
+    for found in anchors {
+        match found {
+            Found::Newer(version) => return Err(OpenError::NewerFormat { found: version }),
+            Found::Valid(anchor) if anchor.slice != slice => foreign = Some(anchor.slice),
+            Found::Valid(anchor) => {
+                if newest.as_ref().is_none_or(|newest| newest.sequence < anchor.sequence) {
+                    newest = Some(anchor);
+                }
+            }
+            Found::Blank | Found::Damaged => {}
+        }
+    }
+    match (newest, foreign) {
+        (Some(newest), _) => Ok(newest),
+        (None, Some(found)) => Err(OpenError::WrongSlice { found, expected: slice }),
+        (None, None) if blank => Err(OpenError::Blank),
+        (None, None) => Err(OpenError::AnchorDamaged),
+    }
+}
+
+/// Puts the replayed groups into the core and says what they are.
+fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anchor: &Anchor) {
+    let damaged = anchor.epochs.iter().filter(|end| end.damaged_flushes > 0);
+    let damage_known_since = damaged.map(|end| end.damage_known_since).max().unwrap_or(0);
+    for replayed in replay.finish() {
+        let mut group = replayed.group;
+        // A state written since the damage became known says itself whether the group is suspect. An older one knows
+        // nothing of it.
+        let state_outdated = replayed.state_epoch < damage_known_since;
+        if state_outdated {
+            group.suspect = true;
+            group.hard_state.term = group.hard_state.term.max(core.term_max);
+            group.hard_state.vote = VOTE_SPENT;
+        }
+        let mut tail = Vec::with_capacity(replayed.waiting.len());
+        for (entry, place) in &replayed.waiting {
+            let bytes = group.push_payload(entry, *place);
+            tail.push((group.last_index, bytes));
+        }
+        recovery.groups.push(RecoveredGroup {
+            id: group.id,
+            incarnation: u64::from(group.incarnation),
+            hard_state: group.hard_state,
+            runs: group.runs.clone(),
+            first_index: group.first_index,
+            last_index: group.last_index,
+            applied: group.applied,
+            membership: group.membership.clone(),
+            suspect: group.suspect,
+        });
+        core.term_max = core.term_max.max(group.hard_state.term);
+        let slot = core.add_group(group);
+        for (index, bytes) in tail {
+            core.note_tail(slot, index, bytes);
+        }
+        if state_outdated {
+            core.want_state(slot, StatePending::Wanted);
+        }
+    }
+}
+
+/// Puts frames together to flushes, flushes to epochs, and hands what counts to replay.
+struct Assembly<'a> {
+    layout: &'a Layout,
+    anchor: &'a Anchor,
+    current: Option<EpochProgress>,
+    out: Assembled,
+}
+
+/// How far one epoch was met.
+struct EpochProgress {
+    epoch: u32,
+    /// Last flush that counts, where the anchor knows it.
+    limit: Option<u64>,
+    /// Every flush up to here was met whole or counted as damage.
+    passed: u64,
+    /// The flush after it, while some of its frames were not met.
+    held: Option<HeldFlush>,
+    damaged: u64,
+    /// Where the last valid frame ended.
+    chunk: u32,
+    sector: u32,
+}
+
+struct HeldFlush {
+    frames: u16,
+    met: Vec<HeldFrame>,
+}
+
+struct HeldFrame {
+    segment: FoundSegment,
+    header: FrameHeader,
+    offset: u32,
+    body: Vec<u8>,
+}
+
+/// Last flush that counts, and damage, of an epoch that was met.
+struct EpochMet {
+    last_flush: u64,
+    damaged: u64,
+}
+
+struct Assembled {
+    replay: Replay,
+    damage: Vec<Damage>,
+    frames: u64,
+    dropped_flushes: u64,
+    term_max: u64,
+    /// Chunks that hold frames that count.
+    used: BTreeSet<u32>,
+    met: BTreeMap<u32, EpochMet>,
+}
+
+impl<'a> Assembly<'a> {
+    fn new(layout: &'a Layout, anchor: &'a Anchor) -> Self {
+        let out = Assembled {
+            replay: Replay::default(),
+            damage: Vec::new(),
+            frames: 0,
+            dropped_flushes: 0,
+            term_max: anchor.term_max,
+            used: BTreeSet::new(),
+            met: BTreeMap::new(),
+        };
+        Self { layout, anchor, current: None, out }
+    }
+
+    fn meet(&mut self, met: Met<'_>) {
+        match met {
+            Met::Frame(frame) => self.frame(&frame),
+            Met::Unreadable { segment, offset } => {
+                let sector = self.layout.sector_of(offset);
+                let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
+                progress.damaged += 1;
+                let chunk = ChunkId(segment.chunk);
+                self.out.damage.push(Damage { chunk, sector, what: DamageKind::Sector });
+            }
+        }
+    }
+
+    /// The progress of `epoch`; whichever was under way before has ended.
+    fn enter_epoch(&mut self, epoch: u32, chunk: u32) -> &mut EpochProgress {
+        if self.current.as_ref().is_none_or(|current| current.epoch != epoch) {
+            self.end_epoch();
+            let limit = self.anchor.end_of(epoch).map(|end| end.last_flush);
+            let (passed, held, damaged, sector) = (0, None, 0, 0);
+            self.current = Some(EpochProgress { epoch, limit, passed, held, damaged, chunk, sector });
+        }
+        self.current.as_mut().expect("an epoch was entered")
+    }
+
+    fn frame(&mut self, frame: &MetFrame<'_>) {
+        let header = &frame.header;
+        self.out.term_max = self.out.term_max.max(header.term_max);
+        let end = frame.offset + self.layout.frame_bytes(header.body_bytes);
+        let end_sector = self.layout.sector_of(end);
+        let progress = self.enter_epoch(frame.segment.generation.epoch(), frame.segment.chunk);
+        if progress.limit.is_some_and(|limit| header.flush > limit) || header.flush <= progress.passed {
+            return;
+        }
+        if header.flush > progress.passed + 1 {
+            self.pass_damaged(header.flush - 1);
+        }
+        self.out.frames += 1;
+        let progress = self.current.as_mut().expect("the epoch was entered");
+        (progress.chunk, progress.sector) = (frame.segment.chunk, end_sector);
+        if header.frames == 1 {
+            progress.passed = header.flush;
+            progress.held = None;
+            self.count(frame);
+            return;
+        }
+        let held = progress.held.get_or_insert_with(|| HeldFlush { frames: header.frames, met: Vec::new() });
+        held.met.push(HeldFrame {
+            segment: frame.segment,
+            header: frame.header,
+            offset: frame.offset,
+            body: frame.body.to_vec(),
+        });
+        if held.met.len() == usize::from(held.frames) {
+            progress.passed = header.flush;
+            self.count_held();
+        }
+    }
+
+    /// Flushes up to `last` were not met whole, although something later was (or the anchor knows of it).
+    fn pass_damaged(&mut self, last: u64) {
+        let progress = self.current.as_mut().expect("the epoch was entered");
+        let first = progress.passed + 1;
+        progress.damaged += last + 1 - first;
+        progress.passed = last;
+        let what = DamageKind::Flushes { epoch: progress.epoch, first, last };
+        let (chunk, sector) = (ChunkId(progress.chunk), progress.sector);
+        self.out.damage.push(Damage { chunk, sector, what });
+        // It was durable once: what is left of it counts.
+        self.count_held();
+    }
+
+    fn end_epoch(&mut self) {
+        let Some(progress) = &mut self.current else { return };
+        match progress.limit {
+            Some(limit) if progress.passed < limit => self.pass_damaged(limit),
+            Some(_) => {}
+            None => self.out.dropped_flushes += u64::from(progress.held.take().is_some()),
+        }
+        if let Some(progress) = self.current.take() {
+            let met = EpochMet { last_flush: progress.passed, damaged: progress.damaged };
+            self.out.met.insert(progress.epoch, met);
+        }
+    }
+
+    fn finish(mut self) -> Assembled {
+        self.end_epoch();
+        for end in &self.anchor.epochs {
+            if !self.out.met.contains_key(&end.epoch) && end.last_flush > 0 {
+                let met = EpochMet { last_flush: end.last_flush, damaged: end.last_flush };
+                self.out.met.insert(end.epoch, met);
+                let what = DamageKind::Flushes { epoch: end.epoch, first: 1, last: end.last_flush };
+                self.out.damage.push(Damage { chunk: ChunkId(LOG_CHUNK_FIRST), sector: 0, what });
+            }
+        }
+        self.out
+    }
+
+    fn count_held(&mut self) {
+        let held = self.current.as_mut().and_then(|progress| progress.held.take());
+        for frame in held.into_iter().flat_map(|held| held.met) {
+            let records = frame::decode_body(&frame.header, &frame.body).unwrap_or_default();
+            let HeldFrame { segment, header, offset, ref body } = frame;
+            self.count(&MetFrame { segment, offset, header, body, records: &records });
+        }
+    }
+
+    /// The frame counts.
+    fn count(&mut self, frame: &MetFrame<'_>) {
+        let chunk = frame.segment.chunk;
+        self.out.used.insert(chunk);
+        let epoch = frame.segment.generation.epoch();
+        for (at, record) in frame.records {
+            let offset = frame.offset + frame::HEADER_BYTES as u32 + at;
+            let place = Place { chunk, offset, length: record.header.record_bytes() };
+            if self.out.replay.record(epoch, record, place).is_err() {
+                let sector = self.layout.sector_of(offset);
+                self.out.damage.push(Damage { chunk: ChunkId(chunk), sector, what: DamageKind::Record });
+                if let Some(progress) = &mut self.current {
+                    progress.damaged += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Assembled {
+    /// What the next anchor says of the epochs before it. Damage that was not known yet is known since `epoch`.
+    fn ends(&self, anchor: &Anchor, epoch: u32) -> Vec<EpochEnd> {
+        let mut ends = anchor.epochs.clone();
+        if let Some(met) = self.met.get(&anchor.epoch)
+            && (met.last_flush > 0 || met.damaged > 0)
+        {
+            let (last_flush, damaged_flushes, damage_known_since) = (met.last_flush, 0, 0);
+            ends.push(EpochEnd { epoch: anchor.epoch, last_flush, damaged_flushes, damage_known_since });
+        }
+        for end in &mut ends {
+            let damaged = self.met.get(&end.epoch).map_or(0, |met| met.damaged);
+            if damaged > end.damaged_flushes {
+                end.damaged_flushes = damaged;
+                end.damage_known_since = epoch;
+            }
+        }
+        ends
+    }
+}

@@ -1,0 +1,247 @@
+//! Finding the frames of a slice: which chunks hold segments, and every valid frame in them.
+//!
+//! A chunk is never believed for being written: a conventional device reports all of them as full, and shows what an
+//! earlier use left behind. Only a frame whose checksums fit its segment's generation exists.
+//!
+//! Invariant: frames are found in the order in which they were written (segments by generation, frames by place),
+//! and a bad frame hides only itself: the search goes on at the next smallest write.
+
+use terrane_ocssd::{AlignedBuf, ChunkId, ChunkInfo, Media, MediaError};
+
+use crate::anchor;
+use crate::frame::{self, FrameHeader};
+use crate::pipeline::Pipeline;
+use crate::record::Record;
+use crate::segment::{Generation, SegmentHeader};
+use crate::slice::{LOG_CHUNK_FIRST, Layout, SliceId};
+
+/// Bytes of one read while segments are scanned.
+const PIECE_BYTES: u32 = 1 << 20;
+/// Pieces are whole smallest writes, so that a frame's padding is read with its records.
+fn piece_bytes(layout: &Layout) -> u32 {
+    (PIECE_BYTES / layout.unit_bytes).max(1) * layout.unit_bytes
+}
+
+/// Reads under way at once.
+const READS_AT_ONCE: usize = 8;
+
+/// A chunk that holds (or held) log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FoundSegment {
+    pub(crate) generation: Generation,
+    pub(crate) chunk: u32,
+    /// Bytes that may be read.
+    pub(crate) readable: u32,
+}
+
+/// What a scan meets, in order.
+pub(crate) enum Met<'a> {
+    /// A valid frame.
+    Frame(MetFrame<'a>),
+    /// The device does not give this smallest write back.
+    Unreadable { segment: FoundSegment, offset: u32 },
+}
+
+/// A valid frame and where it stands.
+#[derive(Clone, Copy)]
+pub(crate) struct MetFrame<'a> {
+    pub(crate) segment: FoundSegment,
+    /// Bytes from the start of the chunk to the header.
+    pub(crate) offset: u32,
+    pub(crate) header: FrameHeader,
+    /// The records' bytes.
+    pub(crate) body: &'a [u8],
+    /// The records, each with its offset in the body.
+    pub(crate) records: &'a [(u32, Record<'a>)],
+}
+
+/// Bytes, and the offsets (in the chunk) of the parts that could not be read and are zeros.
+struct Piece {
+    bytes: AlignedBuf,
+    unreadable: Vec<u32>,
+}
+
+/// Reads a part of a chunk. What fails as a whole is read again in smallest writes, so that one bad sector hides no
+/// other.
+async fn read_piece<M: Media>(
+    media: &M,
+    layout: &Layout,
+    chunk: u32,
+    offset: u32,
+    bytes: u32,
+) -> Result<Piece, MediaError> {
+    let at = |offset| (ChunkId(chunk), layout.sector_of(offset));
+    let (whole_chunk, whole_sector) = at(offset);
+    match media.read(whole_chunk, whole_sector, AlignedBuf::zeroed(bytes as usize)).await {
+        (Ok(()), bytes) => return Ok(Piece { bytes, unreadable: Vec::new() }),
+        (Err(MediaError::PowerLost), _) => return Err(MediaError::PowerLost),
+        (Err(_), _) => {}
+    }
+    let mut piece = Piece { bytes: AlignedBuf::zeroed(bytes as usize), unreadable: Vec::new() };
+    let mut unit = AlignedBuf::zeroed(layout.unit_bytes as usize);
+    for start in (0..bytes).step_by(layout.unit_bytes as usize) {
+        let (chunk, sector) = at(offset + start);
+        let (result, buf) = media.read(chunk, sector, unit).await;
+        unit = buf;
+        match result {
+            Ok(()) => {
+                let range = start as usize..(start + layout.unit_bytes) as usize;
+                piece.bytes[range].copy_from_slice(&unit);
+            }
+            Err(MediaError::PowerLost) => return Err(MediaError::PowerLost),
+            Err(_) => piece.unreadable.push(offset + start),
+        }
+    }
+    Ok(piece)
+}
+
+/// The segments of a slice, by generation, and the bytes read to find them.
+///
+/// `counts` says whether frames of an epoch can count at all.
+pub(crate) async fn find_segments<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    report: &[ChunkInfo],
+    counts: impl Fn(u32) -> bool,
+) -> Result<(Vec<FoundSegment>, u64), MediaError> {
+    let mut segments = Vec::new();
+    let mut bytes_read = 0;
+    let mut chunks = report[LOG_CHUNK_FIRST as usize..].iter().filter_map(|info| {
+        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
+        let readable = readable / layout.unit_bytes * layout.unit_bytes;
+        (readable > layout.unit_bytes).then_some((info.id.0, readable))
+    });
+    let mut pipeline = Pipeline::new();
+    loop {
+        while pipeline.len() < 4 * READS_AT_ONCE
+            && let Some((chunk, readable)) = chunks.next()
+        {
+            // The header, and the first frame's header in case the former is damaged.
+            let bytes = 2 * layout.unit_bytes;
+            pipeline.push(async move {
+                read_piece(media, layout, chunk, 0, bytes).await.map(|piece| (chunk, readable, piece))
+            });
+        }
+        let Some(probe) = pipeline.next().await else { break };
+        let (chunk, readable, piece) = probe?;
+        bytes_read += piece.bytes.len() as u64;
+        let header = SegmentHeader::decode(&piece.bytes);
+        let header = header.filter(|header| header.slice == slice && header.chunk == chunk);
+        let generation = match header {
+            Some(header) => Some(header.generation),
+            None if piece.unreadable.is_empty() && piece.bytes.iter().all(|byte| *byte == 0) => None,
+            // Torn, damaged, or somebody else's: only frames can tell.
+            None => {
+                bytes_read += u64::from(readable);
+                newest_generation(media, layout, chunk, readable, &counts).await?
+            }
+        };
+        segments.extend(generation.map(|generation| FoundSegment { generation, chunk, readable }));
+    }
+    segments.sort_unstable();
+    Ok((segments, bytes_read))
+}
+
+/// The newest generation that any frame header in the chunk names.
+async fn newest_generation<M: Media>(
+    media: &M,
+    layout: &Layout,
+    chunk: u32,
+    readable: u32,
+    counts: &impl Fn(u32) -> bool,
+) -> Result<Option<Generation>, MediaError> {
+    let mut newest = None;
+    let mut offset = 0;
+    while offset < readable {
+        let piece =
+            read_piece(media, layout, chunk, offset, piece_bytes(layout).min(readable - offset)).await?;
+        for unit in piece.bytes.chunks(layout.unit_bytes as usize) {
+            newest =
+                newest.max(FrameHeader::claimed_generation(unit).filter(|claimed| counts(claimed.epoch())));
+        }
+        offset += piece.bytes.len() as u32;
+    }
+    Ok(newest)
+}
+
+/// Reads the segments in order and hands over what they hold. Returns the bytes read.
+pub(crate) async fn scan_segments<M: Media>(
+    media: &M,
+    layout: &Layout,
+    segments: &[FoundSegment],
+    mut meet: impl FnMut(Met<'_>),
+) -> Result<u64, MediaError> {
+    let piece_bytes = piece_bytes(layout);
+    let mut parts = segments.iter().flat_map(|segment| {
+        let starts = (0..segment.readable).step_by(piece_bytes as usize);
+        starts.map(move |offset| (*segment, offset, piece_bytes.min(segment.readable - offset)))
+    });
+    let mut pipeline = Pipeline::new();
+    let mut walk: Option<Walk> = None;
+    let mut bytes_read = 0;
+    loop {
+        while pipeline.len() < READS_AT_ONCE
+            && let Some((segment, offset, bytes)) = parts.next()
+        {
+            pipeline.push(async move {
+                let piece = read_piece(media, layout, segment.chunk, offset, bytes).await;
+                piece.map(|piece| (segment, offset, piece))
+            });
+        }
+        let Some(read) = pipeline.next().await else { return Ok(bytes_read) };
+        let (segment, offset, piece) = read?;
+        bytes_read += piece.bytes.len() as u64;
+        if offset == 0 {
+            walk = Some(Walk { segment, window: Vec::new(), at: 0 });
+        }
+        let current = walk.as_mut().expect("the first piece of a segment starts its walk");
+        for unreadable in piece.unreadable {
+            meet(Met::Unreadable { segment, offset: unreadable });
+        }
+        current.window.extend_from_slice(&piece.bytes);
+        let last = offset + piece.bytes.len() as u32 >= segment.readable;
+        current.advance(layout, last, &mut meet);
+    }
+}
+
+/// The walk along one segment.
+struct Walk {
+    segment: FoundSegment,
+    /// Bytes from `at` on, as far as they were read.
+    window: Vec<u8>,
+    /// Bytes from the start of the chunk; a multiple of the smallest write.
+    at: u32,
+}
+
+impl Walk {
+    /// Meets every frame that lies wholly in the window; with `last`, no more bytes will come.
+    fn advance(&mut self, layout: &Layout, last: bool, meet: &mut impl FnMut(Met<'_>)) {
+        let unit = layout.unit_bytes as usize;
+        let mut from = 0;
+        while self.window.len() - from >= unit {
+            let rest = &self.window[from..];
+            let offset = self.at + from as u32;
+            let header = FrameHeader::decode(rest, self.segment.generation).filter(|header| {
+                header.body_bytes <= layout.chunk_bytes - offset - frame::HEADER_BYTES as u32
+            });
+            let Some(header) = header else {
+                from += unit;
+                continue;
+            };
+            let body = &rest[frame::HEADER_BYTES..];
+            if body.len() < header.body_bytes as usize && !last {
+                break;
+            }
+            let Some(records) = frame::decode_body(&header, body) else {
+                from += unit;
+                continue;
+            };
+            let body = &body[..header.body_bytes as usize];
+            meet(Met::Frame(MetFrame { segment: self.segment, offset, header, body, records: &records }));
+            from += layout.frame_bytes(header.body_bytes) as usize;
+        }
+        self.window.drain(..from);
+        self.at += from as u32;
+    }
+}

@@ -1,0 +1,110 @@
+//! The slice: one shard's share of a device, and the arithmetic of its chunks.
+//!
+//! Chunks 0 and 1 belong to the anchor ([`crate::anchor`]); every other chunk is a segment or free. Nothing in a
+//! slice is ever overwritten: a chunk is reset and written front to back.
+
+use crate::cursor::Cursor;
+use crate::frame;
+use terrane_ocssd::{ChunkId, Geometry};
+
+/// The two chunks of the anchor.
+pub(crate) const ANCHOR_CHUNKS: [ChunkId; 2] = [ChunkId(0), ChunkId(1)];
+
+/// First chunk of the log.
+pub(crate) const LOG_CHUNK_FIRST: u32 = 2;
+
+/// Whose slice it is. It is written into the anchor and every segment, so that a slice moved, swapped or
+/// copied from elsewhere is noticed instead of read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceId {
+    /// The cluster.
+    pub cluster: u128,
+    /// The node within the cluster.
+    pub node: u32,
+    /// The shard within the node.
+    pub shard: u32,
+}
+
+impl SliceId {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.cluster.to_le_bytes());
+        out.extend_from_slice(&self.node.to_le_bytes());
+        out.extend_from_slice(&self.shard.to_le_bytes());
+    }
+
+    pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<Self> {
+        Some(Self { cluster: cursor.u128()?, node: cursor.u32()?, shard: cursor.u32()? })
+    }
+}
+
+/// Sizes that follow from the geometry, in bytes unless named otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// The unit of addresses.
+    pub(crate) sector_bytes: u32,
+    /// The smallest write: frames start at multiples of it.
+    pub(crate) unit_bytes: u32,
+    pub(crate) chunk_bytes: u32,
+    pub(crate) chunk_count: u32,
+}
+
+impl Layout {
+    /// The layout of a slice, or why a slice of this shape cannot hold a store.
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, &'static str> {
+        if geometry.sector_bytes == 0 || geometry.ws_min == 0 {
+            return Err("sector size and smallest write must not be zero");
+        }
+        if geometry.mw_cunits != 0 {
+            return Err("a medium that cannot read what it just wrote (mw_cunits > 0) is not supported");
+        }
+        if geometry.max_open == 1 {
+            return Err("at least two chunks must be open at once");
+        }
+        let Ok(chunk_bytes) = u32::try_from(geometry.chunk_bytes()) else {
+            return Err("a chunk must be smaller than 4 GiB");
+        };
+        if geometry.chunk_sectors % geometry.ws_min != 0 {
+            return Err("a chunk must be a whole number of smallest writes");
+        }
+        let layout = Self {
+            sector_bytes: geometry.sector_bytes,
+            unit_bytes: geometry.sector_bytes * geometry.ws_min,
+            chunk_bytes,
+            chunk_count: geometry.chunk_count(),
+        };
+        if layout.chunk_count < LOG_CHUNK_FIRST + 3 {
+            return Err("a slice needs at least five chunks");
+        }
+        if layout.chunk_bytes / layout.unit_bytes < 8 {
+            return Err("a chunk must hold at least eight smallest writes");
+        }
+        if u64::from(layout.chunk_count) * 32 + 128 > u64::from(layout.chunk_bytes) {
+            return Err("the anchor could not list one epoch per chunk: fewer or larger chunks are needed");
+        }
+        Ok(layout)
+    }
+
+    /// `bytes` rounded up to whole smallest writes.
+    pub(crate) fn round_up(&self, bytes: u32) -> u32 {
+        bytes.next_multiple_of(self.unit_bytes)
+    }
+
+    /// Bytes that a frame with `body` bytes of records takes, padding included.
+    pub(crate) fn frame_bytes(&self, body: u32) -> u32 {
+        self.round_up(frame::HEADER_BYTES as u32 + body)
+    }
+
+    /// Bytes of frames that a segment holds.
+    pub(crate) fn segment_capacity(&self) -> u32 {
+        self.chunk_bytes - self.unit_bytes
+    }
+
+    /// The largest record (header and payload) that fits in a segment.
+    pub(crate) fn record_bytes_limit(&self) -> u32 {
+        self.segment_capacity() - frame::HEADER_BYTES as u32
+    }
+
+    pub(crate) fn sector_of(&self, offset: u32) -> u32 {
+        offset / self.sector_bytes
+    }
+}
