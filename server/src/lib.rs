@@ -5,3 +5,4 @@ pub mod mesh;
 pub mod notify;
 pub mod reactor;
 pub mod seam;
+pub mod sim;

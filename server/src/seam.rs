@@ -143,9 +143,9 @@ pub trait Listener: 'static {
 
     /// Waits for the next connection, and gives its halves and the peer's address.
     ///
-    /// If dropped, a connection that arrived meanwhile may be closed; no other harm. An error may be
-    /// about one connection (it was reset before it was taken) or about the process (no descriptors
-    /// left): wait a little, then call again.
+    /// **Not to be dropped** except to stop: a connection that arrived meanwhile may be lost, half open.
+    /// An error may be about one connection (it was reset before it was taken) or about the process (no
+    /// descriptors left): wait a little, then call again.
     async fn accept(&mut self) -> io::Result<(Self::Reader, Self::Writer, SocketAddr)>;
 
     /// The address that is listened on, with the real port.
