@@ -240,7 +240,7 @@ mod tests {
     fn golden_bytes() {
         let bytes = anchor().encode();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect![[""]].assert_eq(&hex);
+        expect!["54524e414e4348520100000074000000010000000000000000000000000000000200000003000000040000000000000009000000020000000500000000000000060000000000000007000000000000000000000000000000080000000900000009000000000000000a0000000000000070aec3c1"].assert_eq(&hex);
         assert_eq!(Anchor::decode(&bytes), Found::Valid(anchor()));
         assert_eq!(anchor().end_of(8).map(|end| end.last_flush), Some(9));
         assert_eq!(anchor().end_of(7), None);

@@ -170,7 +170,7 @@ mod tests {
     fn golden_bytes() {
         let (header, bytes) = frame(&[]);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect![[""]].assert_eq(&hex);
+        expect!["54524e460900000007000000210000000000000022000000000000000300010000000000000000002300000000000000bd732f9ea9f9b33a"].assert_eq(&hex);
         assert_eq!(FrameHeader::decode(&bytes, GENERATION), Some(header));
         assert_eq!(FrameHeader::decode(&bytes, Generation(GENERATION.0 + 1)), None);
     }

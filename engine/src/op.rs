@@ -274,7 +274,7 @@ mod tests {
     fn golden_bytes() {
         let mut builder = OpsBuilder::new();
         builder.put(b"key", b"value", None).put(b"k", b"", Some(0x0102_0304_0506_0708)).delete(b"gone");
-        expect!["0103056b657976616c7565020100080706050403020 16b0304676f6e65"]
+        expect!["0103056b657976616c756502010008070605040302016b0304676f6e65"]
             .assert_eq(&hex(&builder.finish()));
         expect!["018001ac02"].assert_eq(&hex(&encode_put(&[7; 128], &[8; 300], None)[..5]));
     }

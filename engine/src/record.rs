@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let hex: String = encoded(b"payload").iter().map(|byte| format!("{byte:02x}")).collect();
-        expect![[""]].assert_eq(&hex);
+        expect!["2ea63a480700000001010000040000002211000000000000443300000000000066550000000000007061796c6f6164"].assert_eq(&hex);
     }
 
     #[test]

@@ -95,7 +95,7 @@ mod tests {
         let mut bytes = [0; HEADER_BYTES];
         HEADER.encode(&mut bytes);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect![[""]].assert_eq(&hex);
+        expect!["54524e5345474d540100000001000000100f0e0d0c0b0a090807060504030201020000000300000009000000070000000500000000000000000000002c521314"].assert_eq(&hex);
         assert_eq!(SegmentHeader::decode(&bytes), Some(HEADER));
     }
 

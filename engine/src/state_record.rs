@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let hex: String = state().encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        expect![[""]].assert_eq(&hex);
+        expect!["0100000002000000070000000100000000000000220000000000000001000000000000000100000000000000330000000000000044000000000000006d656d62657273"].assert_eq(&hex);
         assert_eq!(StateRecord::decode(&state().encode()), Some(state()));
     }
 
