@@ -18,7 +18,7 @@ pub(crate) async fn bench(args: &RunArgs) -> anyhow::Result<Report> {
         version: env!("CARGO_PKG_VERSION"),
         ok: false,
         ended_early: None,
-        settings: Settings::new(&args.load, None),
+        settings: Settings::new(&args.load, args.operations, None),
         load: None,
         run: None,
         outages: Vec::new(),

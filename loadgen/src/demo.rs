@@ -58,7 +58,7 @@ pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
         version: env!("CARGO_PKG_VERSION"),
         ok: false,
         ended_early: None,
-        settings: Settings::new(&args.load, Some((args.nodes, args.shards))),
+        settings: Settings::new(&args.load, None, Some((args.nodes, args.shards))),
         load: None,
         run: None,
         outages: Vec::new(),

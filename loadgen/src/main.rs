@@ -63,13 +63,16 @@ fn run(cli: &Cli) -> anyhow::Result<Report> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let (report, json) = match &cli.command {
-        Command::Demo(args) => {
-            (runtime.block_on(or_interrupted(demo::demo(args)))?, args.load.json.as_deref())
-        }
-        Command::Run(args) => {
-            (runtime.block_on(or_interrupted(bench::bench(args)))?, args.load.json.as_deref())
-        }
+    let json = match &cli.command {
+        Command::Demo(args) => args.load.json.as_deref(),
+        Command::Run(args) => args.load.json.as_deref(),
+    };
+    if let Some(path) = json {
+        Report::begin_json(path)?;
+    }
+    let report = match &cli.command {
+        Command::Demo(args) => runtime.block_on(or_interrupted(demo::demo(args)))?,
+        Command::Run(args) => runtime.block_on(or_interrupted(bench::bench(args)))?,
     };
     tell(&report);
     if let Some(path) = json {

@@ -8,7 +8,7 @@
 //! of its device writes, and by the kernel's of all writes of the process (`write_bytes` in /proc/self/io). The second
 //! includes log files and lags behind what sits in the page cache; it is there to keep the first honest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -95,6 +95,11 @@ impl Meter {
             user_bytes: Some(0),
         };
         self.nodes.entry(node).or_default().last = Some(zero);
+    }
+
+    /// The nodes that were looked at.
+    pub(crate) fn nodes(&self) -> BTreeSet<u64> {
+        self.nodes.keys().copied().collect()
     }
 
     /// Differences per node, for those that were seen at both ends.

@@ -6,8 +6,8 @@
 //! ```text
 //! format, command ("demo" | "run"), version, ok
 //! ended_early             why the run was cut short, or null
-//! settings                workload, theta, records, value_bytes, connections, threads, seconds, seed,
-//!                         nodes, shards (demo only)
+//! settings                workload, theta, records, value_bytes, connections, threads, seed,
+//!                         seconds or operations (what the timed phase was bounded by), nodes, shards (demo only)
 //! load, run               a phase, or null if it was not run:
 //!   seconds, operations, ops_per_second
 //!   reads, updates        count, mean_us, p50_us, p99_us, p999_us, max_us
@@ -24,6 +24,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,7 +80,8 @@ pub(crate) struct Settings {
     pub(crate) value_bytes: u64,
     pub(crate) connections: u32,
     pub(crate) threads: u32,
-    pub(crate) seconds: u64,
+    pub(crate) seconds: Option<u64>,
+    pub(crate) operations: Option<u64>,
     pub(crate) seed: u64,
     pub(crate) nodes: Option<u32>,
     pub(crate) shards: Option<u32>,
@@ -171,8 +173,8 @@ pub(crate) struct VerifyReport {
 }
 
 impl Settings {
-    /// What these arguments ask for; nodes and shards if they are ours.
-    pub(crate) fn new(args: &LoadArgs, cluster: Option<(u32, u32)>) -> Self {
+    /// What these arguments ask for; the number of operations if that is the bound, nodes and shards if they are ours.
+    pub(crate) fn new(args: &LoadArgs, operations: Option<u64>, cluster: Option<(u32, u32)>) -> Self {
         Settings {
             workload: args.workload,
             theta: args.theta,
@@ -180,7 +182,8 @@ impl Settings {
             value_bytes: args.value_size as u64,
             connections: args.connections,
             threads: args.threads,
-            seconds: args.seconds,
+            seconds: operations.is_none().then_some(args.seconds),
+            operations,
             seed: args.seed,
             nodes: cluster.map(|(nodes, _)| nodes),
             shards: cluster.map(|(_, shards)| shards),
@@ -313,6 +316,14 @@ impl VerifyReport {
 }
 
 impl Report {
+    /// Empties the file that the report will be written to. That it cannot be written is better said before a long run
+    /// than after; and a run that fails leaves no older run's numbers behind.
+    pub(crate) fn begin_json(path: &Path) -> anyhow::Result<()> {
+        File::create(path)
+            .map(drop)
+            .with_context(|| format!("--json {}: it cannot be written", path.display()))
+    }
+
     /// Writes the report as JSON.
     pub(crate) fn write_json(&self, path: &Path) -> anyhow::Result<()> {
         let mut json = serde_json::to_string_pretty(self).context("cannot turn the report into JSON")?;

@@ -41,7 +41,8 @@ fn report() -> Report {
             value_bytes: 1024,
             connections: 4,
             threads: 1,
-            seconds: 2,
+            seconds: Some(2),
+            operations: None,
             seed: 1,
             nodes: Some(3),
             shards: Some(2),
@@ -76,6 +77,7 @@ fn json_keys_are_stable() {
             "connections": 4,
             "threads": 1,
             "seconds": 2,
+            "operations": null,
             "seed": 1,
             "nodes": 3,
             "shards": 2

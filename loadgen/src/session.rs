@@ -23,6 +23,10 @@ use crate::report::{PhaseReport, ServersReport, VerifyReport};
 use crate::runner::{EarlyEnd, Job, Outcome, Phase};
 use crate::workload::{Chooser, mix};
 
+/// How long a node's counters are waited for at the end of a phase, and how often they are asked for meanwhile.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
 /// A run under way.
 pub(crate) struct Session {
     args: LoadArgs,
@@ -128,10 +132,19 @@ impl Session {
         Ok((outcome, cpu))
     }
 
-    /// Looks at all nodes' counters; a node that does not answer is left out, and its absence shows in the report.
+    /// Looks at all nodes' counters. One that was looked at before and does not answer now (it was just started
+    /// again) is waited for; in the end its absence shows in the report.
     async fn look(&self, meter: &RefCell<Meter>) {
-        for (node, counters) in self.cluster.counters().await {
-            meter.borrow_mut().look(node, counters);
+        let begun = tokio::time::Instant::now();
+        loop {
+            let counters = self.cluster.counters().await;
+            let expected = meter.borrow().nodes();
+            let missing = expected.iter().any(|node| counters.iter().all(|(known, _)| known != node));
+            if !missing || begun.elapsed() >= LOOK_LIMIT {
+                let mut meter = meter.borrow_mut();
+                return counters.into_iter().for_each(|(node, counters)| meter.look(node, counters));
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 

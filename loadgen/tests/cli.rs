@@ -79,6 +79,13 @@ fn a_malformed_address_is_named() {
 }
 
 #[test]
+fn a_report_that_cannot_be_written_is_said_first() {
+    let output = loadgen(&["run", "--addr", &dead_address(), "--json", "/nonexistent/out.json"]);
+    assert_eq!(code(&output), 1);
+    assert!(errors(&output).contains("/nonexistent/out.json"), "{}", errors(&output));
+}
+
+#[test]
 fn a_missing_server_binary_is_code_1_and_says_what_to_do() {
     let output = loadgen(&["demo", "--terrane", "/nonexistent/terrane"]);
     assert_eq!(code(&output), 1);
