@@ -7,7 +7,7 @@
 
 use crate::{
     effects::AppendSource,
-    message::{AppendOutcome, Body, MessageError, Stamp},
+    message::{AppendOutcome, Body, Message, MessageError, Stamp},
     node::{RaftNode, State},
     progress::{Progress, ProgressState},
     quorum,
@@ -20,12 +20,15 @@ impl RaftNode {
         let State::Leader(leadership) = &mut self.state else { return };
         let (term, commit, leader_last) = (self.term, self.commit, self.log.last());
         let effects = self.outbox.open();
+        // A term that only this replica has voted for must not leave traces before that vote is durable.
+        let messages =
+            if self.term_durable { &mut effects.messages } else { &mut effects.messages_after_persist };
         if std::mem::take(&mut leadership.heartbeat_due) {
             leadership.round += 1;
             let stamp = Stamp { sent_at: self.now, round: leadership.round };
             for peer in leadership.peers.keys() {
                 let body = Body::Heartbeat { stamp, commit };
-                effects.messages.push((*peer, crate::Message { term, body }));
+                messages.push((*peer, Message { term, body }));
             }
         }
         let round = leadership.round;
@@ -54,13 +57,7 @@ impl RaftNode {
                 });
                 progress.sent(entries.len(), bytes.sum(), round);
                 let body = Body::Append { prev_index, prev_term, commit, leader_last, stamp, entries };
-                let message = crate::Message { term, body };
-                // A term that only this replica has voted for must not leave traces before that vote is durable.
-                if self.term_durable {
-                    effects.messages.push((*peer, message));
-                } else {
-                    effects.messages_after_persist.push((*peer, message));
-                }
+                messages.push((*peer, Message { term, body }));
             }
         }
     }
