@@ -112,6 +112,10 @@ pub struct MediaCounters {
 ///
 /// All operations take `&self` and may run concurrently on one thread; writes to one chunk are submitted
 /// in the order of their addresses, the next may be submitted before the last completed.
+///
+/// An operation is submitted when its future is first polled. A future that is dropped after that leaves
+/// its operation to take effect or not; a chunk with such a write cannot be reset before the medium is
+/// opened again.
 #[expect(async_fn_in_trait, reason = "one thread per shard: futures are neither Send nor meant to be")]
 pub trait Media: 'static {
     /// The geometry, constant while the medium is open.
@@ -152,11 +156,11 @@ pub trait Media: 'static {
         buf: AlignedBuf,
     ) -> (Result<(), MediaError>, AlignedBuf);
 
-    /// Makes the chunk free. Its old content must be taken as undefined, and must never be trusted:
+    /// Makes the chunk free, whatever its state was, unless a write of it is in flight. Its old content must be taken as undefined, and must never be trusted:
     /// a conventional device keeps it.
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError>;
 
-    /// Closes an open chunk before it is full.
+    /// Closes an open chunk before it is full. Any other chunk, or one with a write in flight, is refused.
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError>;
 
     /// Resolves when every write that completed before this call is durable.

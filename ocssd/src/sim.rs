@@ -13,8 +13,11 @@
 //! - Nothing of a write is visible to a read before the write completed.
 //! - An operation submitted before a power cut or a restart never takes effect, or reports success, after it.
 
+mod cells;
+mod power;
+
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -25,6 +28,7 @@ use std::task::{Context, Poll};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+use self::cells::{Cached, Cells, Change};
 use crate::buffer::AlignedBuf;
 use crate::chunk_table::ChunkTable;
 use crate::geometry::{ChunkId, Geometry};
@@ -130,31 +134,6 @@ struct State {
     counters: MediaCounters,
 }
 
-/// Content of one chunk.
-struct Cells {
-    /// What survives a power cut. Empty: all zeros.
-    platter: Vec<u8>,
-    /// What completed since, oldest first.
-    cache: Vec<Cached>,
-    /// State and write pointer as the platter has them. Only a device that tracks them uses this.
-    state: ChunkState,
-    write_pointer: u32,
-    unreadable: BTreeSet<u32>,
-}
-
-struct Cached {
-    sequence: u64,
-    /// A flush that had to cover it failed, so no later one will.
-    doomed: bool,
-    change: Change,
-}
-
-enum Change {
-    Write { sector: u32, data: Vec<u8> },
-    Reset,
-    Finish,
-}
-
 /// A write in flight.
 struct Write {
     chunk: ChunkId,
@@ -169,14 +148,6 @@ struct Faults {
     read: Option<io::ErrorKind>,
     write: Option<io::ErrorKind>,
     flush: Option<io::ErrorKind>,
-}
-
-/// What a power cut does to one write that is not durable.
-#[derive(Clone, Copy)]
-enum Fate {
-    Kept,
-    Lost,
-    Mixed,
 }
 
 impl Clone for SimMedia {
@@ -205,13 +176,6 @@ impl SimMedia {
     pub fn new(geometry: Geometry, options: SimOptions) -> Self {
         assert!(geometry.chunk_count() > 0 && geometry.chunk_sectors > 0 && geometry.sector_bytes > 0);
         assert!(geometry.ws_min > 0 && geometry.chunk_sectors.is_multiple_of(geometry.ws_min));
-        let cells = || Cells {
-            platter: Vec::new(),
-            cache: Vec::new(),
-            state: ChunkState::Free,
-            write_pointer: 0,
-            unreadable: BTreeSet::new(),
-        };
         let state = State {
             rng: Pcg64Mcg::seed_from_u64(options.seed),
             table: if options.conventional {
@@ -219,7 +183,7 @@ impl SimMedia {
             } else {
                 ChunkTable::all_free(geometry)
             },
-            cells: (0..geometry.chunk_count()).map(|_| cells()).collect(),
+            cells: (0..geometry.chunk_count()).map(|_| Cells::new()).collect(),
             in_flight: BTreeMap::new(),
             sequence: 0,
             powered: true,
@@ -302,18 +266,8 @@ impl SimMedia {
         let geometry = &self.device.geometry;
         assert!(chunk.0 < geometry.chunk_count() && sector < geometry.chunk_sectors);
         assert!(byte < geometry.sector_bytes);
-        let offset = (sector as usize * geometry.sector_bytes as usize) + byte as usize;
         let mut state = self.device.state.borrow_mut();
-        let cells = &mut state.cells[chunk.0 as usize];
-        cells.platter_mut(geometry)[offset] ^= 0x10;
-        for cached in &mut cells.cache {
-            if let Change::Write { sector, data } = &mut cached.change {
-                let start = *sector as usize * geometry.sector_bytes as usize;
-                if let Some(hit) = offset.checked_sub(start).and_then(|at| data.get_mut(at)) {
-                    *hit ^= 0x10;
-                }
-            }
-        }
+        state.cells[chunk.0 as usize].damage(geometry, sector, byte);
     }
 
     /// The next read fails with an I/O error and leaves the buffer as it was.
@@ -418,11 +372,25 @@ impl SimMedia {
             return Err(MediaError::Io { operation, chunk, sector, source: kind.into() });
         }
         if write.durable {
-            self.device.write_through(state, &write);
+            let Device { geometry, options, .. } = &*self.device;
+            state.cells[chunk.0 as usize].write_through(geometry, options, write.sector, &write.data);
         } else {
             state.push(chunk, Change::Write { sector: write.sector, data: write.data });
         }
         Ok(())
+    }
+
+    fn submit_read(&self, chunk: ChunkId, sector: u32, len: usize) -> Result<(u32, u64), MediaError> {
+        let life = self.alive()?;
+        let mut state = self.device.state.borrow_mut();
+        let sectors = state.table.check_read(chunk, sector, len)?;
+        if self.count(&mut state)? {
+            self.device.cut(&mut state);
+            return Err(MediaError::PowerLost);
+        }
+        state.counters.reads += 1;
+        state.counters.read_bytes += len as u64;
+        Ok((sectors, life))
     }
 
     /// Waits as the options say.
@@ -464,51 +432,6 @@ impl State {
         let cached = Cached { sequence: self.sequence, doomed: false, change };
         self.cells[chunk.0 as usize].cache.push(cached);
     }
-
-    fn fate(&mut self) -> Fate {
-        match self.rng.random_range(0..4) {
-            0 => Fate::Kept,
-            1 => Fate::Lost,
-            _ => Fate::Mixed,
-        }
-    }
-
-    fn keeps(&mut self, fate: Fate) -> bool {
-        match fate {
-            Fate::Kept => true,
-            Fate::Lost => false,
-            Fate::Mixed => self.rng.random_bool(0.5),
-        }
-    }
-}
-
-impl Cells {
-    fn platter_mut(&mut self, geometry: &Geometry) -> &mut Vec<u8> {
-        if self.platter.is_empty() {
-            self.platter.resize(geometry.chunk_bytes() as usize, 0);
-        }
-        &mut self.platter
-    }
-
-    /// Puts a write on the platter.
-    fn settle_write(&mut self, geometry: &Geometry, sector: u32, data: &[u8]) {
-        let start = sector as usize * geometry.sector_bytes as usize;
-        self.platter_mut(geometry)[start..start + data.len()].copy_from_slice(data);
-        let end = sector + (data.len() / geometry.sector_bytes as usize) as u32;
-        self.write_pointer = self.write_pointer.max(end);
-        if self.state != ChunkState::Closed {
-            let full = self.write_pointer == geometry.chunk_sectors;
-            self.state = if full { ChunkState::Closed } else { ChunkState::Open };
-        }
-    }
-
-    fn settle_reset(&mut self, options: &SimOptions) {
-        self.state = ChunkState::Free;
-        self.write_pointer = 0;
-        if !options.stale {
-            self.platter.clear();
-        }
-    }
 }
 
 impl Device {
@@ -517,248 +440,9 @@ impl Device {
         !self.options.conventional || !self.options.stale
     }
 
-    /// What a read sees now: the platter with the cache over it.
+    /// What a read sees now.
     fn visible(&self, state: &State, chunk: ChunkId, sector: u32, len: usize) -> Vec<u8> {
-        let cells = &state.cells[chunk.0 as usize];
-        let start = sector as usize * self.geometry.sector_bytes as usize;
-        let mut bytes = match cells.platter.get(start..start + len) {
-            Some(platter) => platter.to_vec(),
-            None => vec![0; len],
-        };
-        for cached in &cells.cache {
-            match &cached.change {
-                Change::Write { sector, data } => {
-                    let at = *sector as usize * self.geometry.sector_bytes as usize;
-                    overlay(&mut bytes, start, data, at);
-                }
-                Change::Reset if !self.options.stale => bytes.fill(0),
-                Change::Reset | Change::Finish => {}
-            }
-        }
-        bytes
-    }
-
-    /// A completed durable write: on the platter at once, and alone.
-    fn write_through(&self, state: &mut State, write: &Write) {
-        let geometry = &self.geometry;
-        let cells = &mut state.cells[write.chunk.0 as usize];
-        // The chunk took the write, so its last reset happened; what came before that is gone.
-        if let Some(last) = cells.cache.iter().rposition(|cached| matches!(cached.change, Change::Reset)) {
-            cells.cache.drain(..=last);
-            cells.settle_reset(&self.options);
-        }
-        cells.settle_write(geometry, write.sector, &write.data);
-        let at = write.sector as usize * geometry.sector_bytes as usize;
-        for cached in &mut cells.cache {
-            if let Change::Write { sector, data } = &mut cached.change {
-                let start = *sector as usize * geometry.sector_bytes as usize;
-                overlay(data, start, &write.data, at);
-            }
-        }
-    }
-
-    /// A completed flush: everything below `mark` goes to the platter, in order.
-    fn settle_before(&self, state: &mut State, mark: u64) {
-        for cells in &mut state.cells {
-            for cached in std::mem::take(&mut cells.cache) {
-                if cached.sequence > mark || cached.doomed {
-                    cells.cache.push(cached);
-                    continue;
-                }
-                match cached.change {
-                    Change::Write { sector, data } => {
-                        cells.settle_write(&self.geometry, sector, &data);
-                        let at = sector as usize * self.geometry.sector_bytes as usize;
-                        // Only doomed changes are left of what came before.
-                        for older in &mut cells.cache {
-                            if let Change::Write { sector, data: theirs } = &mut older.change {
-                                let start = *sector as usize * self.geometry.sector_bytes as usize;
-                                overlay(theirs, start, &data, at);
-                            }
-                        }
-                    }
-                    Change::Reset => {
-                        cells.cache.clear();
-                        cells.settle_reset(&self.options);
-                    }
-                    Change::Finish => cells.state = ChunkState::Closed,
-                }
-            }
-        }
-    }
-
-    /// `new` over `old`, some sectors of it; torn within a sector too if asked for.
-    fn tear(&self, rng: &mut Pcg64Mcg, old: &[u8], new: &[u8], within_sector: bool) -> Vec<u8> {
-        let sector_bytes = self.geometry.sector_bytes as usize;
-        let mut torn = old.to_vec();
-        for (sector, bytes) in torn.chunks_mut(sector_bytes).zip(new.chunks(sector_bytes)) {
-            let choices = if within_sector { 3 } else { 2 };
-            let kept = match rng.random_range(0..choices) {
-                0 => 0,
-                1 => sector_bytes,
-                _ => rng.random_range(0..=sector_bytes),
-            };
-            sector[..kept].copy_from_slice(&bytes[..kept]);
-        }
-        torn
-    }
-
-    /// The process is gone, the power is not.
-    fn abandon(&self, state: &mut State) {
-        for write in std::mem::take(&mut state.in_flight).into_values() {
-            let Write { chunk, sector, data, .. } = write;
-            let data = if self.options.conventional {
-                let old = self.visible(state, chunk, sector, data.len());
-                match state.fate() {
-                    Fate::Kept => data,
-                    Fate::Lost => continue,
-                    Fate::Mixed => self.tear(&mut state.rng, &old, &data, false),
-                }
-            } else {
-                // The device took it when it moved its write pointer.
-                data
-            };
-            state.push(chunk, Change::Write { sector, data });
-        }
-        state.table.forget_in_flight();
-        if self.options.conventional {
-            self.forget_write_pointers(state);
-        }
-    }
-
-    /// Power is gone: chance decides what the platter keeps of everything that was not durable.
-    fn cut(&self, state: &mut State) {
-        if !state.powered {
-            return;
-        }
-        state.powered = false;
-        state.table.forget_in_flight();
-        let mut late: BTreeMap<ChunkId, Vec<Write>> = BTreeMap::new();
-        for write in std::mem::take(&mut state.in_flight).into_values() {
-            late.entry(write.chunk).or_default().push(write);
-        }
-        for index in 0..self.geometry.chunk_count() {
-            let chunk = ChunkId(index);
-            let late = late.remove(&chunk).unwrap_or_default();
-            let cache = std::mem::take(&mut state.cells[index as usize].cache);
-            if self.options.conventional {
-                self.cut_conventional(state, chunk, cache, late);
-            } else {
-                self.cut_tracked(state, chunk, cache, late);
-            }
-        }
-        if self.options.conventional {
-            self.forget_write_pointers(state);
-        }
-    }
-
-    fn cut_conventional(&self, state: &mut State, chunk: ChunkId, cache: Vec<Cached>, late: Vec<Write>) {
-        let sector_bytes = self.geometry.sector_bytes as usize;
-        let index = chunk.0 as usize;
-        for cached in cache {
-            let fate = state.fate();
-            match cached.change {
-                Change::Write { sector, data } => {
-                    for (offset, bytes) in data.chunks(sector_bytes).enumerate() {
-                        if state.keeps(fate) {
-                            let at = sector + offset as u32;
-                            state.cells[index].settle_write(&self.geometry, at, bytes);
-                        }
-                    }
-                }
-                Change::Reset => {
-                    if state.keeps(fate) {
-                        state.cells[index].settle_reset(&self.options);
-                    }
-                }
-                Change::Finish => {}
-            }
-        }
-        for write in late {
-            let data = match state.fate() {
-                Fate::Kept => write.data,
-                Fate::Lost => continue,
-                Fate::Mixed => {
-                    let old = self.visible(state, chunk, write.sector, write.data.len());
-                    self.tear(&mut state.rng, &old, &write.data, self.options.tear_within_sector)
-                }
-            };
-            state.cells[index].settle_write(&self.geometry, write.sector, &data);
-        }
-    }
-
-    /// A device that tracks write pointers comes back with one between what is durable and what was
-    /// submitted. Below it everything was written, except what was cached before a durable write
-    /// overtook it: that is given to chance.
-    fn cut_tracked(&self, state: &mut State, chunk: ChunkId, cache: Vec<Cached>, late: Vec<Write>) {
-        let geometry = &self.geometry;
-        let sector_bytes = geometry.sector_bytes as usize;
-        let index = chunk.0 as usize;
-        let mut writes: Vec<(u32, Vec<u8>)> = Vec::new();
-        let mut finished = false;
-        let mut reset_lost = false;
-        for cached in cache {
-            match cached.change {
-                Change::Write { sector, data } => writes.push((sector, data)),
-                Change::Finish => finished = true,
-                Change::Reset => {
-                    let fate = state.fate();
-                    if !state.keeps(fate) {
-                        reset_lost = true;
-                        break;
-                    }
-                    writes.clear();
-                    finished = false;
-                    state.cells[index].settle_reset(&self.options);
-                }
-            }
-        }
-        if !reset_lost {
-            writes.extend(late.into_iter().map(|write| (write.sector, write.data)));
-        }
-        let durable = state.cells[index].write_pointer;
-        let end = |(sector, data): &(u32, Vec<u8>)| sector + (data.len() / sector_bytes) as u32;
-        let submitted = writes.iter().map(end).max().unwrap_or(0).max(durable);
-        let steps = (submitted - durable) / geometry.ws_min;
-        let pointer = match state.fate() {
-            Fate::Kept => submitted,
-            Fate::Lost => durable,
-            Fate::Mixed => durable + state.rng.random_range(0..=steps) * geometry.ws_min,
-        };
-        let fate = state.fate();
-        for (sector, data) in writes {
-            for (offset, bytes) in data.chunks(sector_bytes).enumerate() {
-                let at = sector + offset as u32;
-                if at < pointer && (at >= durable || state.keeps(fate)) {
-                    state.cells[index].settle_write(geometry, at, bytes);
-                }
-            }
-        }
-        if finished && pointer == submitted && state.keeps(fate) {
-            state.cells[index].state = ChunkState::Closed;
-        }
-        if state.table.state(chunk) != ChunkState::Offline {
-            let cells = &state.cells[index];
-            state.table.set(chunk, cells.state, cells.write_pointer);
-        }
-    }
-
-    fn forget_write_pointers(&self, state: &mut State) {
-        let old = std::mem::replace(&mut state.table, ChunkTable::all_closed(self.geometry));
-        for index in 0..self.geometry.chunk_count() {
-            if old.state(ChunkId(index)) == ChunkState::Offline {
-                state.table.set(ChunkId(index), ChunkState::Offline, 0);
-            }
-        }
-    }
-}
-
-/// Copies the part of `from` (which begins at byte `from_start`) that falls within `to`.
-fn overlay(to: &mut [u8], to_start: usize, from: &[u8], from_start: usize) {
-    let start = to_start.max(from_start);
-    let end = (to_start + to.len()).min(from_start + from.len());
-    if start < end {
-        to[start - to_start..end - to_start].copy_from_slice(&from[start - from_start..end - from_start]);
+        state.cells[chunk.0 as usize].visible(&self.geometry, &self.options, sector, len)
     }
 }
 
@@ -899,26 +583,14 @@ impl Media for SimMedia {
             let chunk = ChunkId(0);
             return Err(MediaError::Io { operation: "flush", chunk, sector: 0, source: kind.into() });
         }
-        self.device.settle_before(&mut state, mark);
+        let Device { geometry, options, .. } = &*self.device;
+        for cells in &mut state.cells {
+            cells.settle_until(geometry, options, mark);
+        }
         Ok(())
     }
 
     fn counters(&self) -> MediaCounters {
         self.device.state.borrow().counters
-    }
-}
-
-impl SimMedia {
-    fn submit_read(&self, chunk: ChunkId, sector: u32, len: usize) -> Result<(u32, u64), MediaError> {
-        let life = self.alive()?;
-        let mut state = self.device.state.borrow_mut();
-        let sectors = state.table.check_read(chunk, sector, len)?;
-        if self.count(&mut state)? {
-            self.device.cut(&mut state);
-            return Err(MediaError::PowerLost);
-        }
-        state.counters.reads += 1;
-        state.counters.read_bytes += len as u64;
-        Ok((sectors, life))
     }
 }

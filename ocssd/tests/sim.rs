@@ -2,10 +2,13 @@
 //! writes, injected faults, and that a seed repeats them.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, SimMedia, SimOptions,
 };
@@ -431,4 +434,85 @@ fn a_seed_repeats() {
     assert_ne!(run(3), run(4));
     let (order, _) = run(3);
     assert!(!order.is_sorted(), "no completion overtook another: {order:?}");
+}
+
+/// Random operations and cuts against an oracle that knows, for each sector, every content that the
+/// promises allow. `TERRANE_SEED=n cargo test -p terrane-ocssd --test sim random` replays one run.
+#[test]
+fn random_operations_keep_the_promises() {
+    let seeds = match env::var("TERRANE_SEED") {
+        Ok(seed) => seed.parse().map(|seed| seed..=seed).unwrap(),
+        Err(_) => 0..=199,
+    };
+    let many = seeds.start() != seeds.end();
+    let mut surprises = 0;
+    for seed in seeds {
+        surprises += random_run(seed);
+    }
+    assert!(!many || surprises > 100, "cuts changed next to nothing: {surprises}");
+}
+
+/// Returns how many sectors came back from a cut with other than their latest content.
+fn random_run(seed: u64) -> usize {
+    const SECTORS: usize = 16;
+    let mut rng = Pcg64Mcg::seed_from_u64(seed ^ 0x5eed);
+    let media = SimMedia::new(geometry(), SimOptions { seed, yields_max: 3, ..SimOptions::default() });
+    // For each sector what it may hold after a cut, the latest last.
+    let mut allowed = vec![vec![0u8]; SECTORS];
+    let mut pointer = SECTORS;
+    let mut surprises = 0;
+    for step in 1..=120u8 {
+        match rng.random_range(0..12) {
+            0..=5 if pointer < SECTORS => {
+                let count = rng.random_range(1..=(SECTORS - pointer).min(4));
+                let durable = rng.random_bool(0.4);
+                let durability = if durable { Durability::Durable } else { Durability::Volatile };
+                write(&media, pointer as u32, count, step, durability);
+                for sector in &mut allowed[pointer..pointer + count] {
+                    if durable {
+                        sector.clear();
+                    }
+                    sector.push(step);
+                }
+                pointer += count;
+            }
+            6 => {
+                flush(&media);
+                for sector in &mut allowed {
+                    *sector = vec![*sector.last().unwrap()];
+                }
+            }
+            7 => {
+                reset(&media);
+                pointer = 0;
+            }
+            8..=9 => {
+                if rng.random_bool(0.5) {
+                    cut(&media);
+                } else {
+                    media.crash_after(rng.random_range(1..=3));
+                    while block_on(media.flush()).is_ok() {
+                        for sector in &mut allowed {
+                            *sector = vec![*sector.last().unwrap()];
+                        }
+                    }
+                    media.power_on();
+                }
+                pointer = SECTORS;
+                let found = sectors(&media, 0, SECTORS);
+                for (at, (found, allowed)) in found.iter().zip(&mut allowed).enumerate() {
+                    assert!(allowed.contains(found), "seed {seed}: sector {at}: {found} not in {allowed:?}");
+                    surprises += usize::from(allowed.last() != Some(found));
+                    *allowed = vec![*found];
+                }
+            }
+            _ if pointer > 0 => {
+                let latest: Vec<u8> =
+                    allowed[..pointer].iter().map(|sector| *sector.last().unwrap()).collect();
+                assert_eq!(sectors(&media, 0, pointer), latest, "seed {seed}, step {step}");
+            }
+            _ => {}
+        }
+    }
+    surprises
 }
