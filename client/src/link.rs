@@ -270,6 +270,11 @@ impl State {
         u64::from(slot.generation) << 32 | (u64::from(at) + 1)
     }
 
+    /// How many requests wait for an answer.
+    fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Frees the slot of request `id`, if that request is still its occupant, and returns who waits there.
     fn vacate(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
         let at = ((id & u64::from(u32::MAX)) as u32).checked_sub(1)?;
@@ -315,8 +320,10 @@ async fn write_requests(shared: &Shared, mut half: WriteHalf) -> Reason {
     let mut batch = Vec::new();
     loop {
         shared.work.notified().await;
-        // Let the other callers that are ready to run add their requests: one write for all of them.
-        tokio::task::yield_now().await;
+        if shared.lock().under_way() > 1 {
+            // Let the other callers that are ready to run add their requests: one write for all of them.
+            tokio::task::yield_now().await;
+        }
         loop {
             {
                 let mut state = shared.lock();
@@ -388,5 +395,172 @@ fn deliver(shared: &Shared, replies: &mut Vec<(Header, Bytes)>) {
                 let _ = caller.send(Ok(reply));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{HEADER_BYTES, Opcode, Request, RequestHead};
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc;
+
+    /// Gives out pipes and hands their far ends to the test.
+    struct Pipe(mpsc::UnboundedSender<DuplexStream>);
+
+    impl Connector for Pipe {
+        fn connect<'a>(&'a self, _address: &'a str) -> Connecting<'a> {
+            Box::pin(async move {
+                let (near, far) = tokio::io::duplex(256);
+                self.0.send(far).expect("the test holds the other end");
+                let (read, write) = tokio::io::split(near);
+                Ok((Box::new(read) as ReadHalf, Box::new(write) as WriteHalf))
+            })
+        }
+    }
+
+    struct Fixture {
+        link: Arc<Link>,
+        far_ends: mpsc::UnboundedReceiver<DuplexStream>,
+    }
+
+    fn fixture(pipeline: usize) -> Fixture {
+        let (sender, far_ends) = mpsc::unbounded_channel();
+        let link = Link::open("test:1".into(), Arc::new(Pipe(sender)), Duration::from_secs(1), pipeline);
+        Fixture { link: Arc::new(link), far_ends }
+    }
+
+    fn in_one_second() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    fn ping(link: &Arc<Link>) -> tokio::task::JoinHandle<Answer> {
+        let link = link.clone();
+        tokio::spawn(async move {
+            link.call(in_one_second(), |request_id, out| {
+                Request::Ping.encode(&RequestHead { request_id, ..RequestHead::default() }, out);
+            })
+            .await
+        })
+    }
+
+    async fn next_request(far: &mut DuplexStream) -> u64 {
+        let mut header = [0; HEADER_BYTES];
+        far.read_exact(&mut header).await.unwrap();
+        Header::decode(&header).unwrap().request_id
+    }
+
+    async fn pong(far: &mut DuplexStream, request_id: u64) {
+        let mut out = Vec::new();
+        Response::Pong.encode(Opcode::Ping as u8, request_id, 0, &mut out);
+        far.write_all(&out).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_find_their_callers_in_any_order() {
+        let mut fixture = fixture(8);
+        let calls: Vec<_> = (0..5).map(|_| ping(&fixture.link)).collect();
+        let mut far = fixture.far_ends.recv().await.unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.push(next_request(&mut far).await);
+        }
+        for &id in ids.iter().rev() {
+            assert_ne!(id, 0);
+            pong(&mut far, id).await;
+        }
+        for (call, id) in calls.into_iter().zip(ids) {
+            assert_eq!(call.await.unwrap().unwrap().0.request_id, id);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_does_not_reach_the_next_in_the_slot() {
+        let mut fixture = fixture(1);
+        let first = ping(&fixture.link);
+        let mut far = fixture.far_ends.recv().await.unwrap();
+        let late = next_request(&mut far).await;
+        assert!(first.await.unwrap().unwrap_err().maybe_sent);
+
+        let second = ping(&fixture.link);
+        let id = next_request(&mut far).await;
+        assert_eq!(id & u64::from(u32::MAX), late & u64::from(u32::MAX), "the same slot");
+        pong(&mut far, late).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(!second.is_finished());
+        pong(&mut far, id).await;
+        assert_eq!(second.await.unwrap().unwrap().0.request_id, id);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_given_to_the_socket_was_not_sent() {
+        let mut fixture = fixture(100);
+        // The pipe holds 256 bytes: the first batch of ten pings is written in part and waits, the next gathers.
+        let first: Vec<_> = (0..10).map(|_| ping(&fixture.link)).collect();
+        let far = fixture.far_ends.recv().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let second: Vec<_> = (0..10).map(|_| ping(&fixture.link)).collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        drop(far);
+        for call in first {
+            assert!(call.await.unwrap().unwrap_err().maybe_sent);
+        }
+        for call in second {
+            assert!(!call.await.unwrap().unwrap_err().maybe_sent);
+        }
+        assert!(!fixture.link.is_usable());
+        assert!(
+            !ping(&fixture.link).await.unwrap().unwrap_err().maybe_sent,
+            "a lost connection takes nothing"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_pipeline_makes_callers_wait() {
+        let mut fixture = fixture(2);
+        let calls: Vec<_> = (0..3).map(|_| ping(&fixture.link)).collect();
+        let mut far = fixture.far_ends.recv().await.unwrap();
+        let first = next_request(&mut far).await;
+        next_request(&mut far).await;
+        let third = tokio::time::timeout(Duration::from_millis(10), next_request(&mut far)).await;
+        assert!(third.is_err(), "only two are under way");
+        pong(&mut far, first).await;
+        next_request(&mut far).await;
+        drop(far);
+        let answered = {
+            let mut answered = 0;
+            for call in calls {
+                answered += usize::from(call.await.unwrap().is_ok());
+            }
+            answered
+        };
+        assert_eq!(answered, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_makes_a_connection_unusable_but_slowness_does_not() {
+        let mut fixture = fixture(8);
+        let slow = ping(&fixture.link);
+        let mut far = fixture.far_ends.recv().await.unwrap();
+        next_request(&mut far).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Another request is answered while the first waits in vain: the server lives.
+        let other = ping(&fixture.link);
+        let id = next_request(&mut far).await;
+        pong(&mut far, id).await;
+        other.await.unwrap().unwrap();
+        slow.await.unwrap().unwrap_err();
+        assert!(fixture.link.is_usable());
+
+        ping(&fixture.link).await.unwrap().unwrap_err();
+        assert!(!fixture.link.is_usable(), "nothing was heard for a whole time-out");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropping_the_link_closes_the_connection() {
+        let mut fixture = fixture(8);
+        let mut far = fixture.far_ends.recv().await.unwrap();
+        drop(fixture.link);
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
     }
 }
