@@ -32,7 +32,7 @@ Examples:
 
 /// Write a value.
 #[derive(Debug, clap::Args)]
-#[command(after_help = PUT_EXAMPLES)]
+#[command(after_help = PUT_EXAMPLES, override_usage = "terrane put [OPTIONS] <KEY> <VALUE | - | --file FILE>")]
 #[group(id = "source", required = true, multiple = false, args = ["value", "file"])]
 pub(super) struct PutArgs {
     /// Key, 1 B to 64 KiB

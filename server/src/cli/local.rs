@@ -113,8 +113,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             ),
         ));
     }
-    // Before the first child, so that no signal finds us without a plan. Children start with an empty mask:
-    // the standard library resets it.
+    // Before the first child, so that no signal finds us without a plan.
     let signals = Signals::block()?;
     let mut nodes = Nodes::start(&layout, args.log.as_deref())?;
     let ready = wait_for_leaders(&layout, &mut nodes, &signals)?;
@@ -342,12 +341,15 @@ impl<'a> Nodes<'a> {
         }
         eprintln!("stopping {} nodes", self.running());
         self.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut deadline = Some(Instant::now() + STOP_PATIENCE);
         let mut failed = Vec::new();
         loop {
             for node in self.list.iter_mut().filter(|node| node.ended.is_none()) {
                 node.ended = node.child.try_wait().context("asking for a node's state")?;
-                if let Some(status) = node.ended.filter(|status| !status.success()) {
+                // Dying of SIGTERM is stopping too: the node was not yet up far enough to do it gracefully.
+                let stopped =
+                    |status: &ExitStatus| status.success() || status.signal() == Some(Signal::SIGTERM as i32);
+                if let Some(status) = node.ended.filter(|status| !stopped(status)) {
                     failed.push(format!(
                         "node {} stopped with {}; see {}",
                         node.files.id,
@@ -359,10 +361,12 @@ impl<'a> Nodes<'a> {
             if self.running() == 0 {
                 break;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || signals.wait(Some(left))? == Heard::Stop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) || signals.wait(left)? == Heard::Stop {
                 eprintln!("killing {} nodes that have not stopped", self.running());
                 self.signal(Signal::SIGKILL);
+                // Nothing survives that: from here on it is only a wait.
+                deadline = None;
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, failed.join("\n"))) }
@@ -395,10 +399,12 @@ fn start_node(program: &Path, files: &NodeFiles, log_filter: Option<&str>) -> an
         .stderr(log)
         .process_group(0);
     let parent = getpid();
-    // SAFETY: between fork and exec the closure only makes the system calls prctl and getppid, which are
-    // async-signal-safe, and neither allocates nor locks.
+    // SAFETY: between fork and exec the closure only makes the system calls sigprocmask, prctl and getppid,
+    // which are async-signal-safe, and neither allocates nor locks.
     unsafe {
         command.pre_exec(move || {
+            // The child inherits our blocked signals, and must die of what is meant to end it.
+            SigSet::empty().thread_set_mask()?;
             set_pdeathsig(Signal::SIGTERM)?;
             // The parent may have died before the request; then nobody would stop this node.
             if getppid() != parent {

@@ -340,6 +340,26 @@ mod tests {
         expect_test::expect![[r#"
             cluster 00000000000000000000000000000abc: 2 partitions, 1 with a leader
 
+             node  address  shards  replicas  leads  state
+             1     h:7400   1       2         0      answers
+             2     h:7400   1       2         1      answers
+             3     h:7400   1       -         0      connection refused
+
+            node 1
+             counter     value
+             user_bytes  10
+
+             table  partition  shard  role      term  commit  applied  last  leader
+             1      0          0      leader    3     5       5        6     1
+             1      1          0      follower  9     5       5        6     3
+
+            node 2
+             counter     value
+             user_bytes  20
+
+             table  partition  shard  role      term  commit  applied  last  leader
+             1      0          0      leader    4     5       5        6     2
+             1      1          0      follower  9     5       5        6     3
         "#]]
         .assert_eq(&text);
     }

@@ -89,7 +89,8 @@ fn sizes_may_be_numbers_or_texts_with_units() {
 
 #[test]
 fn each_limit_is_checked_and_says_what_to_write() {
-    let cases: &[(&str, &str, fn(&mut Config))] = &[
+    type Break = fn(&mut Config);
+    let cases: &[(&str, &str, Break)] = &[
         ("shards", "1 to 1024", |c| c.shards = 0),
         ("shards", "1 to 1024", |c| c.shards = 1025),
         ("replicas", "1 to 7", |c| c.replicas = 0),
