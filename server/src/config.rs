@@ -74,8 +74,8 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<IpAddr>,
 
-    /// Most bytes of a value. Default 4 MiB, 1 B to 64 MiB; must fit a chunk of the device. Best the same
-    /// on every node: followers take what the leader accepted. A shard's memory holds several of them at a time.
+    /// Most bytes of a value. Default 4 MiB, 1 B to 64 MiB; must fit a chunk of the device. Same on every
+    /// node: followers take what the leader accepted. A shard's memory holds several of them at a time.
     #[serde(default = "defaults::value_bytes_max", with = "byte_size::as_bytes")]
     pub value_bytes_max: u64,
 
@@ -589,10 +589,12 @@ impl Config {
         nodes.sort_unstable_by_key(|node| node.id);
         let nodes: Vec<String> = nodes.iter().map(|node| format!("{}={}", node.id, node.address)).collect();
         format!(
-            "shards={} replicas={} partitions={} election_timeout_ms={} clock_drift_ppm={} nodes={}",
+            "shards={} replicas={} partitions={} value_bytes_max={} election_timeout_ms={} clock_drift_ppm={} \
+             nodes={}",
             self.shards,
             self.replica_count(),
             self.partitions,
+            self.value_bytes_max,
             self.election_timeout_ms,
             self.clock_drift_ppm,
             nodes.join(",")

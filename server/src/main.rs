@@ -1,3 +1,7 @@
-//! The binary.
+//! The `terrane` binary: see [`terrane_server::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    terrane_server::cli::main()
+}

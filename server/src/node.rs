@@ -1,0 +1,274 @@
+//! A node: one process, its device, and a thread for each shard.
+//!
+//! Invariants:
+//! - Nothing here creates data but [`format_device`]. A node whose device is missing or blank does not start:
+//!   it would vote without its memory.
+//! - Each shard binds its own port before anything else, so a second instance fails before it can do harm.
+//! - After the start the main thread only waits for signals.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
+use terrane_engine::{SliceId, Store};
+use terrane_ocssd::file::{FileDevice, FileMedia, FileOptions};
+use terrane_ocssd::superblock::{self, FormatOptions, Superblock};
+
+use crate::cluster::{ClusterMap, DEFAULT_TABLE, NodeAddress, NodeId, Table};
+use crate::config::{Config, DEFAULT_TABLE_NAME, Pin};
+use crate::mesh::Mesh;
+use crate::process;
+use crate::reactor::{self, DoorbellKit, EventDoorbell};
+use crate::seam::World;
+use crate::shard::{Context, Control, Settings, Shard, ShardMesh};
+
+/// Unanswered requests from one shard to another.
+const MESH_CAPACITY: usize = 1024;
+/// Submissions that a shard's ring takes at once.
+const RING_ENTRIES: u32 = 1024;
+
+/// The real world of a shard.
+type Reactor = reactor::Reactor<FileMedia>;
+
+/// The cluster as a configuration describes it. Resolves host names.
+pub fn cluster_map(config: &Config) -> anyhow::Result<ClusterMap> {
+    let mut nodes = Vec::new();
+    for node in &config.nodes {
+        let port = node.address.port();
+        let address =
+            node.address.resolve(port).with_context(|| format!("cannot resolve {}", node.address))?;
+        nodes.push(NodeAddress { id: NodeId(node.id), host: node.address.host().to_owned(), port, address });
+    }
+    nodes.sort_by_key(|node| node.id);
+    let name = DEFAULT_TABLE_NAME.to_owned();
+    Ok(ClusterMap {
+        cluster: config.cluster_id.0,
+        version: 1,
+        nodes,
+        shards: config.shards,
+        replicas: config.replica_count() as u32,
+        tables: vec![Table { id: DEFAULT_TABLE, name, partitions: config.partitions }],
+        agreement: terrane_client::wire::partition_hash(config.agreement().as_bytes()),
+    })
+}
+
+/// The part of a configuration that shards go by.
+pub fn settings(config: &Config) -> Settings {
+    Settings {
+        value_bytes_max: config.value_bytes_max as u32,
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+        heartbeat_interval: Duration::from_millis(config.heartbeat_ms),
+        clock_drift_ppm: config.clock_drift_ppm,
+        connection_inflight_bytes_max: config.connection_inflight_bytes_max,
+        connection_answer_bytes_max: (4 * config.connection_inflight_bytes_max) as usize,
+        shard_inflight_bytes_max: config.shard_inflight_bytes_max,
+    }
+}
+
+fn slice_id(superblock: &Superblock, shard: u32) -> SliceId {
+    SliceId { cluster: superblock.cluster, node: superblock.node, shard }
+}
+
+/// Lays a device out: superblock, slices, and the first anchor of each slice.
+///
+/// # Errors
+/// When the device holds data already and `force` is not set, is too small, or cannot be written; the
+/// message says what to do.
+pub fn format_device(
+    path: &Path,
+    options: &FormatOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Superblock> {
+    let superblock = superblock::format(path, options, progress)?;
+    let device = FileDevice::open(path)?;
+    reactor::run_shard(None, RING_ENTRIES, |_: Reactor| async {
+        for shard in 0..superblock.shards {
+            let media = device.slice(shard)?;
+            Store::format(&media, slice_id(&superblock, shard)).await?;
+        }
+        anyhow::Ok(())
+    })??;
+    Ok(superblock)
+}
+
+/// Runs a node until SIGTERM or SIGINT; a second one ends it at once.
+///
+/// # Errors
+/// When it cannot start (the message says what to do), or when a shard's storage failed while it ran.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    config.validate()?;
+    // Before any thread starts, so that all of them leave these signals to this one.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot block signals")?;
+
+    let options = FileOptions { nosync: config.nosync, ..FileOptions::default() };
+    let device = FileDevice::open_with(&config.data, options)?;
+    let superblock = device.superblock().clone();
+    config.check_device(superblock.cluster, superblock.node, superblock.shards, superblock.chunk_bytes)?;
+    if config.nosync {
+        tracing::warn!("nosync is set: acknowledged writes do not survive a power loss");
+    }
+    let map = Arc::new(cluster_map(config)?);
+    let cpus = pinning(config)?;
+
+    let mut doorbells = Vec::new();
+    for _ in 0..config.shards {
+        doorbells.push(DoorbellKit::new().context("cannot create an eventfd")?);
+    }
+    let bells: Vec<_> = doorbells.iter().map(DoorbellKit::bell).collect();
+    let Mesh { ends, mut control } = Mesh::new(MESH_CAPACITY, &bells);
+    let (started, starts) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (shard, (end, doorbell)) in ends.into_iter().zip(doorbells).enumerate() {
+        let shard = shard as u32;
+        let launch = Launch {
+            config: config.clone(),
+            map: map.clone(),
+            shard,
+            device: device.clone(),
+            superblock: superblock.clone(),
+            mesh: end,
+            doorbell,
+            started: started.clone(),
+        };
+        let cpu = cpus.as_ref().map(|cpus| cpus[shard as usize % cpus.len()]);
+        let thread = std::thread::Builder::new().name(format!("shard-{shard}"));
+        let body = move || reactor::run_shard(cpu, RING_ENTRIES, |world| launch.run(world));
+        threads.push(thread.spawn(body).context("cannot start a shard's thread")?);
+    }
+    drop(started);
+    let mut failure = None;
+    for _ in 0..config.shards {
+        match starts.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failure = failure.or(Some(error)),
+            Err(mpsc::RecvError) => break,
+        }
+    }
+    if failure.is_none() {
+        let own = config.own_node();
+        tracing::info!(node = config.node_id, address = %own.address, shards = config.shards, "ready");
+        let signal = signals.wait().context("cannot wait for signals")?;
+        tracing::info!(%signal, "stopping");
+        std::thread::spawn(move || {
+            if signals.wait().is_ok() {
+                tracing::warn!("second signal: stopping at once");
+                std::process::exit(1);
+            }
+        });
+    }
+    for shard in 0..config.shards as usize {
+        // A shard that has ended needs no telling.
+        let _ = control.send(shard, Control::Shutdown);
+    }
+    for thread in threads {
+        let outcome = thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))?;
+        let outcome = outcome.map_err(anyhow::Error::from).and_then(|served| served);
+        failure = failure.or(outcome.err());
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+/// The cores for the shards, or `None` to leave it to the scheduler.
+fn pinning(config: &Config) -> anyhow::Result<Option<Vec<usize>>> {
+    let cpus = reactor::allowed_cpus().context("cannot read the affinity of this process")?;
+    let shards = config.shards as usize;
+    let alone = config.nodes.iter().filter(|node| node.address.is_loopback()).count() <= 1;
+    if cpus.len() < shards && config.pin != Pin::Never {
+        tracing::warn!(cores = cpus.len(), shards, "fewer cores than shards: several shards share a core");
+    }
+    Ok(match config.pin {
+        Pin::Always => Some(cpus),
+        Pin::Auto if alone && cpus.len() >= shards => Some(cpus),
+        Pin::Auto | Pin::Never => None,
+    })
+}
+
+/// What a shard's thread needs to start.
+struct Launch {
+    config: Config,
+    map: Arc<ClusterMap>,
+    shard: u32,
+    device: FileDevice,
+    superblock: Superblock,
+    mesh: ShardMesh<Reactor>,
+    doorbell: DoorbellKit,
+    started: mpsc::Sender<anyhow::Result<()>>,
+}
+
+impl Launch {
+    async fn run(self, world: Reactor) -> anyhow::Result<()> {
+        let started = self.started.clone();
+        match self.start(&world).await {
+            Ok((shard, listeners, doorbell)) => {
+                let _ = started.send(Ok(()));
+                shard.run(listeners, doorbell).await.context("the storage failed")
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+                Ok(())
+            }
+        }
+    }
+
+    async fn start(self, world: &Reactor) -> anyhow::Result<Started> {
+        let Self { config, map, shard, device, superblock, mesh, doorbell, started: _ } = self;
+        let ip = config.listen_ip();
+        let own = map.node(NodeId(config.node_id)).expect("validated").clone();
+        let mut listeners = Vec::new();
+        // The exclusive port first: if another instance runs, this fails before the device is touched.
+        for (port, shared) in [(own.shard_port(shard), false), (own.port, true)] {
+            let address = SocketAddr::new(ip, port);
+            listeners.push(world.listen(address, shared).await.with_context(|| {
+                format!(
+                    "cannot listen on {address} (shard {shard}): is another node running there? \
+                     Stop it, or give this node other ports in [[nodes]]"
+                )
+            })?);
+        }
+        let media = device.slice(shard)?;
+        let options = terrane_engine::Options {
+            cache_bytes: config.cache_bytes,
+            tail_bytes: config.tail_bytes,
+            ..terrane_engine::Options::default()
+        };
+        let (store, recovery) = Store::open(media, slice_id(&superblock, shard), options).await?;
+        tracing::info!(
+            shard,
+            epoch = recovery.epoch,
+            groups = recovery.groups.len(),
+            entries = recovery.entries,
+            scanned_bytes = recovery.bytes_scanned,
+            damage = recovery.damage.len(),
+            "recovered"
+        );
+        for damage in &recovery.damage {
+            tracing::error!(
+                shard,
+                ?damage,
+                "damage in the log: groups vote again once their leaders repaired them"
+            );
+        }
+        let context = Context {
+            node: own.id,
+            shard,
+            map,
+            settings: settings(&config),
+            process_counters: Arc::new(process::counters),
+        };
+        let shard = Shard::new(world.clone(), context, store, &recovery, mesh)?;
+        Ok((shard, listeners, doorbell.open().context("cannot open an eventfd")?))
+    }
+}
+
+type Started = (std::rc::Rc<Shard<Reactor>>, Vec<<Reactor as World>::Listener>, EventDoorbell);

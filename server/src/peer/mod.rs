@@ -1,0 +1,374 @@
+//! Links between shards of different nodes.
+//!
+//! A link carries messages one way: each shard dials its counterpart on every other node, and reads what
+//! the counterparts dialled to it. All groups of a shard share its links; what gathers while one write is
+//! under way goes out as one batch.
+//!
+//! Invariants:
+//! - A link is bounded in bytes. Past the bound messages are dropped, which Raft repairs: a slow peer costs
+//!   only itself.
+//! - Nothing survives a broken connection: a new one starts with a hello and an empty queue, and the groups
+//!   are told, so that they probe again.
+//! - No batch is read before hello and answer agree on version, cluster, nodes and shard.
+
+pub mod codec;
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::cluster::NodeId;
+use crate::notify::Notify;
+use crate::seam::{ByteReader, ByteWriter, Closer, World};
+use crate::select::either;
+use codec::{ANSWER_BYTES, Answer, Delivery, Envelope, HELLO_BYTES, Hello, PEER_VERSION, Verdict};
+
+/// Most bytes that wait on one link, and most that one batch may hold.
+pub const LINK_BYTES_MAX: u64 = 64 << 20;
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_LAST: Duration = Duration::from_secs(1);
+/// How long a connection attempt, hello and answer may take together.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Room offered to one read.
+const READ_BYTES: usize = 64 << 10;
+/// What a small message costs on the wire, about.
+const ENVELOPE_BYTES: u64 = 128;
+
+#[derive(Default)]
+struct Queue {
+    envelopes: Vec<Envelope>,
+    payloads: Vec<Bytes>,
+    bytes: u64,
+}
+
+/// The sending end of a link.
+pub struct Link {
+    /// Node at the other end.
+    pub node: NodeId,
+    address: SocketAddr,
+    queue: RefCell<Queue>,
+    connected: Cell<bool>,
+    broken: Cell<bool>,
+    wake: Notify,
+}
+
+impl Link {
+    /// A link that [`run`] will connect.
+    pub fn new(node: NodeId, address: SocketAddr) -> Rc<Self> {
+        Rc::new(Self {
+            node,
+            address,
+            queue: RefCell::default(),
+            connected: Cell::new(false),
+            broken: Cell::new(false),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Queues a message with the payloads of its entries. Not connected, or full: drops it, as a network may.
+    pub fn send(&self, envelope: Envelope, payloads: Vec<Bytes>) {
+        if !self.connected.get() {
+            return;
+        }
+        let bytes = ENVELOPE_BYTES + payloads.iter().map(|payload| payload.len() as u64).sum::<u64>();
+        let mut queue = self.queue.borrow_mut();
+        if queue.bytes + bytes > LINK_BYTES_MAX {
+            return;
+        }
+        queue.bytes += bytes;
+        queue.envelopes.push(envelope);
+        queue.payloads.extend(payloads);
+        drop(queue);
+        self.wake.notify_one();
+    }
+
+    /// Whether hello and answer have been exchanged and the connection has not failed since.
+    pub fn connected(&self) -> bool {
+        self.connected.get()
+    }
+}
+
+/// Keeps `link` connected for as long as the shard lives; `lost` is called each time a connection that
+/// worked breaks. The hello is made anew for each attempt.
+pub async fn run<W: World>(world: W, link: Rc<Link>, hello: Hello, lost: impl Fn(NodeId)) {
+    let mut backoff = BACKOFF_FIRST;
+    let mut refused = None;
+    loop {
+        match connect(&world, link.address, hello).await {
+            Ok((reader, writer)) => {
+                tracing::debug!(node = link.node.0, shard = hello.shard, "link up");
+                refused = None;
+                backoff = BACKOFF_FIRST;
+                link.broken.set(false);
+                link.connected.set(true);
+                world.spawn(watch(link.clone(), reader, writer.closer()));
+                write_batches(&world, &link, writer).await;
+                link.connected.set(false);
+                *link.queue.borrow_mut() = Queue::default();
+                tracing::debug!(node = link.node.0, shard = hello.shard, "link down");
+                lost(link.node);
+            }
+            Err(ConnectError::Refused(verdict)) => {
+                // Said once, not at every attempt: an operator reads this.
+                if refused.replace(verdict) != Some(verdict) {
+                    tracing::error!(
+                        node = link.node.0,
+                        address = %link.address,
+                        "peer refuses this node: {}",
+                        describe(verdict)
+                    );
+                }
+                backoff = BACKOFF_LAST;
+            }
+            Err(ConnectError::Failed) => {}
+        }
+        // Spread, so that shards which lost a node do not all dial at the same moment.
+        let spread = world.random() % (backoff.as_micros() as u64 + 1);
+        world.sleep(backoff / 2 + Duration::from_micros(spread)).await;
+        backoff = (backoff * 2).min(BACKOFF_LAST);
+    }
+}
+
+fn describe(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Welcome => "it does not",
+        Verdict::OtherCluster => "it belongs to another cluster; compare cluster_id in both configurations",
+        Verdict::OtherNode => {
+            "another node answers at this address; compare [[nodes]] in both configurations"
+        }
+        Verdict::OtherConfiguration => {
+            "its configuration differs where all nodes must agree: shards, replicas, partitions, \
+             election_timeout_ms, clock_drift_ppm and the addresses in [[nodes]]"
+        }
+        Verdict::OtherVersion => {
+            "it speaks another version of the peer protocol; run the same release everywhere"
+        }
+    }
+}
+
+enum ConnectError {
+    Failed,
+    Refused(Verdict),
+}
+
+async fn connect<W: World>(
+    world: &W,
+    address: SocketAddr,
+    hello: Hello,
+) -> Result<(W::Reader, W::Writer), ConnectError> {
+    let deadline = world.now() + HANDSHAKE_TIMEOUT;
+    let connecting = either(world.connect(address), world.sleep_until(deadline)).await;
+    let (mut reader, mut writer) = match connecting {
+        Ok(Ok(halves)) => halves,
+        Ok(Err(_)) | Err(()) => return Err(ConnectError::Failed),
+    };
+    let closer = writer.closer();
+    let done = Rc::new(Cell::new(false));
+    // Reads and writes must not be dropped half-way, so the deadline closes the connection instead.
+    world.spawn({
+        let (done, world) = (done.clone(), world.clone());
+        async move {
+            world.sleep_until(deadline).await;
+            if !done.get() {
+                closer.close();
+            }
+        }
+    });
+    let outcome = async {
+        writer.write_all(hello.encode().to_vec()).await.0.map_err(|_| ConnectError::Failed)?;
+        let mut input = Input { buffer: BytesMut::new() };
+        let bytes = input.take(&mut reader, ANSWER_BYTES).await.ok_or(ConnectError::Failed)?;
+        let bytes: [u8; ANSWER_BYTES] = bytes[..].try_into().map_err(|_| ConnectError::Failed)?;
+        match Answer::decode(&bytes) {
+            Ok(Answer { verdict: Verdict::Welcome, .. }) => Ok(()),
+            Ok(Answer { verdict, .. }) => Err(ConnectError::Refused(verdict)),
+            Err(error) => {
+                tracing::warn!(%address, %error, "peer answered a hello with something else");
+                Err(ConnectError::Failed)
+            }
+        }
+    }
+    .await;
+    done.set(true);
+    match outcome {
+        Ok(()) => Ok((reader, writer)),
+        Err(error) => {
+            writer.close();
+            Err(error)
+        }
+    }
+}
+
+/// The accepting side never sends after its answer: any end of this read is the end of the connection.
+async fn watch<R: ByteReader>(link: Rc<Link>, mut reader: R, closer: impl Closer) {
+    let _ = reader.read(BytesMut::with_capacity(64)).await;
+    closer.close();
+    link.broken.set(true);
+    link.wake.notify_one();
+}
+
+/// Returns when the connection is broken.
+async fn write_batches<W: World>(world: &W, link: &Rc<Link>, mut writer: W::Writer) {
+    let mut out = Vec::new();
+    let closer = writer.closer();
+    let stall = Rc::new(Stall::default());
+    world.spawn(close_when_stalled(world.clone(), Rc::downgrade(&stall), closer));
+    while !link.broken.get() {
+        let queue = std::mem::take(&mut *link.queue.borrow_mut());
+        if queue.envelopes.is_empty() {
+            link.wake.notified().await;
+            continue;
+        }
+        out.clear();
+        codec::encode_batch(&queue.envelopes, &queue.payloads, &mut out);
+        drop(queue);
+        stall.writing_since.set(Some(world.now()));
+        let (result, buffer) = writer.write_all(out).await;
+        stall.writing_since.set(None);
+        out = buffer;
+        if out.capacity() > 4 << 20 {
+            out = Vec::new();
+        }
+        if result.is_err() {
+            break;
+        }
+    }
+    writer.close();
+    // The reading half is still held by its task; wait for it, so that it never marks the next connection.
+    while !link.broken.get() {
+        link.wake.notified().await;
+    }
+}
+
+#[derive(Default)]
+struct Stall {
+    writing_since: Cell<Option<crate::seam::Time>>,
+}
+
+/// A peer that reads nothing for this long is cut off: after a healed partition a new connection carries
+/// messages at once, while an old one would wait for the system's retransmission timer.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(5);
+
+async fn close_when_stalled<W: World>(world: W, stall: std::rc::Weak<Stall>, closer: impl Closer) {
+    loop {
+        world.sleep(WRITE_STALL_MAX / 5).await;
+        let Some(stall) = stall.upgrade() else { return };
+        if stall.writing_since.get().is_some_and(|since| world.now().since(since) > WRITE_STALL_MAX) {
+            closer.close();
+            return;
+        }
+    }
+}
+
+/// What an accepting shard checks a hello against.
+pub struct Acceptance {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: u128,
+    /// This shard.
+    pub shard: u32,
+    /// Shards of this node.
+    pub shards: u32,
+    /// Start counter of this shard.
+    pub epoch: u32,
+    /// Hash of what all nodes' configurations must agree on.
+    pub agreement: u64,
+    /// Other nodes of the cluster.
+    pub peers: Vec<NodeId>,
+}
+
+impl Acceptance {
+    fn judge(&self, hello: &Hello) -> Verdict {
+        if hello.version != PEER_VERSION {
+            Verdict::OtherVersion
+        } else if hello.cluster != self.cluster {
+            Verdict::OtherCluster
+        } else if hello.to != self.node || !self.peers.contains(&hello.from) {
+            Verdict::OtherNode
+        } else if hello.shards != self.shards
+            || hello.shard != self.shard
+            || hello.agreement != self.agreement
+        {
+            Verdict::OtherConfiguration
+        } else {
+            Verdict::Welcome
+        }
+    }
+}
+
+/// Serves a connection that began with [`codec::HELLO_MAGIC`]; `buffer` holds what was read of it so far.
+/// `deliver` takes the messages of each batch and resolves when there is room for the next.
+pub async fn serve<R: ByteReader, T: ByteWriter>(
+    acceptance: &Acceptance,
+    mut reader: R,
+    mut writer: T,
+    buffer: BytesMut,
+    deliver: impl AsyncFn(NodeId, Vec<Delivery>),
+) {
+    let mut input = Input { buffer };
+    let Some(bytes) = input.take(&mut reader, HELLO_BYTES).await else { return };
+    let hello = match Hello::decode(bytes[..].try_into().expect("as many as were asked for")) {
+        Ok(hello) => hello,
+        Err(error) => {
+            tracing::warn!(%error, "closing a connection that began like a peer's");
+            return;
+        }
+    };
+    let verdict = acceptance.judge(&hello);
+    let answer = Answer { version: PEER_VERSION, verdict, epoch: acceptance.epoch };
+    if writer.write_all(answer.encode().to_vec()).await.0.is_err() {
+        return;
+    }
+    if verdict != Verdict::Welcome {
+        tracing::warn!(?hello, ?verdict, "refused a peer");
+        return;
+    }
+    loop {
+        let Some(header) = input.take(&mut reader, codec::BATCH_HEADER_BYTES).await else { break };
+        let header = header[..].try_into().expect("as many as were asked for");
+        // One more envelope than the sender's bound may just fit, and archives have some overhead.
+        let header = match codec::BatchHeader::decode(&header, 2 * LINK_BYTES_MAX) {
+            Ok(header) => header,
+            Err(error) => {
+                tracing::warn!(node = hello.from.0, %error, "closing a link");
+                break;
+            }
+        };
+        let Some(body) = input.take(&mut reader, header.body_bytes()).await else { break };
+        match codec::decode_batch(&header, body) {
+            Ok(deliveries) => deliver(hello.from, deliveries).await,
+            Err(error) => {
+                tracing::warn!(node = hello.from.0, %error, "closing a link");
+                break;
+            }
+        }
+    }
+    writer.close();
+}
+
+/// Bytes read and not yet taken.
+struct Input {
+    buffer: BytesMut,
+}
+
+impl Input {
+    /// Splits off the next `count` bytes, reading as many as it takes.
+    async fn take<R: ByteReader>(&mut self, reader: &mut R, count: usize) -> Option<BytesMut> {
+        while self.buffer.len() < count {
+            let missing = count - self.buffer.len();
+            self.buffer.reserve(missing.max(READ_BYTES));
+            let (result, buffer) = reader.read(std::mem::take(&mut self.buffer)).await;
+            self.buffer = buffer;
+            match result {
+                Ok(n) if n > 0 => {}
+                _ => return None,
+            }
+        }
+        Some(self.buffer.split_to(count))
+    }
+}

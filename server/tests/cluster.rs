@@ -1,0 +1,309 @@
+//! The cluster, whole, from a seed: every test runs the shards that production runs, in one thread and virtual time.
+//!
+//! `TERRANE_SEED=n cargo test -p terrane-server --test cluster` (or `just sim n`) repeats one run of every test;
+//! `TERRANE_SEEDS=n` tries that many seeds instead of the few that fit an ordinary test run.
+
+mod simulated;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use simulated::{Cluster, Outcome, SimClient};
+use terrane_client::wire::{Condition, ErrorReply, Request, Response};
+
+/// Longest virtual time until a healed cluster has settled.
+const SETTLE: Duration = Duration::from_secs(60);
+
+fn for_seeds(few: u64, test: impl Fn(u64)) {
+    let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = read("TERRANE_SEED") {
+        return test(seed);
+    }
+    for seed in 0..read("TERRANE_SEEDS").unwrap_or(few) {
+        // Printed only if the test fails.
+        println!("replay: TERRANE_SEED={seed} cargo test -p terrane-server --test cluster");
+        test(seed);
+    }
+}
+
+fn number(value: &[u8]) -> u64 {
+    u64::from_le_bytes(value.try_into().expect("values of these tests are numbers"))
+}
+
+/// What one writer knows of its key.
+#[derive(Default)]
+struct Key {
+    acknowledged: Cell<u64>,
+    tried: Cell<u64>,
+    /// Numbers whose outcome nobody knows: they may still take effect.
+    unknown: RefCell<Vec<u64>>,
+}
+
+/// Writes rising numbers to its own key until told to stop.
+async fn write(client: SimClient, name: String, key: Rc<Key>, stop: Rc<Cell<bool>>, running: Rc<Cell<u32>>) {
+    let mut next = 1;
+    while !stop.get() {
+        key.tried.set(next);
+        match client.put(&name, Bytes::copy_from_slice(&u64::to_le_bytes(next)), Condition::None).await {
+            Outcome::Done(Response::Written { .. }) => key.acknowledged.set(next),
+            Outcome::Unknown => key.unknown.borrow_mut().push(next),
+            other => panic!("{name}: {other:?}"),
+        }
+        next += 1;
+        client.sleep(Duration::from_millis(5)).await;
+    }
+    running.set(running.get() - 1);
+}
+
+/// Adds one to a shared counter with conditional puts until told to stop.
+async fn count(client: SimClient, counter: Rc<Counter>, stop: Rc<Cell<bool>>, running: Rc<Cell<u32>>) {
+    while !stop.get() {
+        let known = counter.known.get();
+        let (condition, old) = match client.get("counter").await {
+            Some((version, value)) => (Condition::Version(version), number(&value)),
+            None => (Condition::Absent, 0),
+        };
+        assert!(old >= known, "a read that began after {known} was known saw {old}");
+        counter.known.set(counter.known.get().max(old));
+        let new = Bytes::copy_from_slice(&u64::to_le_bytes(old + 1));
+        match client.put("counter", new, condition).await {
+            Outcome::Done(Response::Written { .. }) => {
+                counter.added.set(counter.added.get() + 1);
+                counter.known.set(counter.known.get().max(old + 1));
+            }
+            Outcome::Refused(ErrorReply::ConditionFailed { .. }) => {}
+            Outcome::Unknown => counter.unknown.set(counter.unknown.get() + 1),
+            other => panic!("counter: {other:?}"),
+        }
+        client.sleep(Duration::from_millis(7)).await;
+    }
+    running.set(running.get() - 1);
+}
+
+#[derive(Default)]
+struct Counter {
+    added: Cell<u64>,
+    unknown: Cell<u64>,
+    /// The highest value that was seen or acknowledged, so that a stale read is noticed at once.
+    known: Cell<u64>,
+}
+
+/// Writers, counters and readers at work on a cluster.
+struct Load {
+    keys: Vec<Rc<Key>>,
+    counter: Rc<Counter>,
+    stop: Rc<Cell<bool>>,
+    running: Rc<Cell<u32>>,
+}
+
+impl Load {
+    fn start(cluster: &Cluster, writers: usize, counters: usize) -> Self {
+        let load = Self {
+            keys: (0..writers).map(|_| Rc::default()).collect(),
+            counter: Rc::default(),
+            stop: Rc::default(),
+            running: Rc::new(Cell::new((writers + counters) as u32)),
+        };
+        for (k, key) in load.keys.iter().enumerate() {
+            let (stop, running) = (load.stop.clone(), load.running.clone());
+            let task = write(cluster.client(), format!("key-{k}"), key.clone(), stop, running);
+            cluster.spawn_client(task);
+        }
+        for _ in 0..counters {
+            let (stop, running) = (load.stop.clone(), load.running.clone());
+            cluster.spawn_client(count(cluster.client(), load.counter.clone(), stop, running));
+        }
+        load
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.keys.iter().map(|key| key.acknowledged.get()).sum()
+    }
+
+    /// Ends the load on a healed cluster and checks that nothing acknowledged is lost.
+    fn finish(self, cluster: &Cluster) {
+        self.stop.set(true);
+        let running = self.running.clone();
+        cluster.sim.run_until(|| running.get() == 0, SETTLE).expect("every operation comes to an end");
+        cluster.sim.run_until(|| cluster.converged(), SETTLE).expect("replicas converge");
+        let client = cluster.client();
+        cluster.sim.block_on(async {
+            for (k, key) in self.keys.iter().enumerate() {
+                let found = client.get(&format!("key-{k}")).await.map_or(0, |(_, value)| number(&value));
+                let fine = found >= key.acknowledged.get() || key.unknown.borrow().contains(&found);
+                assert!(fine, "key-{k}: {} was acknowledged, {found} is there", key.acknowledged.get());
+                assert!(found <= key.tried.get(), "key-{k}: {found} was never written");
+            }
+            let total = client.get("counter").await.map_or(0, |(_, value)| number(&value));
+            let (added, unknown) = (self.counter.added.get(), self.counter.unknown.get());
+            assert!(
+                (added..=added + unknown).contains(&total),
+                "counter is {total} after {added} additions and {unknown} of unknown outcome"
+            );
+            cluster.replicas_are_equal().await;
+        });
+    }
+}
+
+#[test]
+fn a_node_that_was_cut_off_ends_byte_equal() {
+    for_seeds(5, |seed| {
+        let cluster = Cluster::start(seed, 3, 2, 4);
+        let load = Load::start(&cluster, 6, 2);
+        cluster
+            .sim
+            .run_until(|| load.acknowledged() > 30, SETTLE)
+            .expect("a fresh cluster elects and serves");
+        cluster.sim.isolate(1 + (seed % 3) as u32, [1, 2, 3]);
+        let before = load.acknowledged();
+        cluster.sim.run_until(|| load.acknowledged() > before + 60, SETTLE).expect("two of three go on");
+        cluster.sim.heal();
+        let before = load.acknowledged();
+        cluster.sim.run_until(|| load.acknowledged() > before + 30, SETTLE).expect("all three go on");
+        load.finish(&cluster);
+    });
+}
+
+#[test]
+fn power_cuts_kills_cuts_and_pauses_lose_nothing() {
+    for_seeds(12, |seed| {
+        let mut rng = Pcg64Mcg::seed_from_u64(seed);
+        let cluster = Cluster::start(seed, 3, 2, 4);
+        let load = Load::start(&cluster, 6, 2);
+        cluster
+            .sim
+            .run_until(|| load.acknowledged() > 10, SETTLE)
+            .expect("a fresh cluster elects and serves");
+        for node in 1..=3 {
+            cluster.sim.set_drift(node, rng.random_range(-400..=400));
+        }
+        for _ in 0..12 {
+            let node = rng.random_range(1..=3);
+            match rng.random_range(0..8) {
+                0 => cluster.kill(node),
+                1 => cluster.crash(node),
+                2 => (1..=3).for_each(|node| cluster.crash(node)),
+                3 => cluster.sim.cut(node, node % 3 + 1),
+                4 => cluster.sim.cut_one_way(node, node % 3 + 1),
+                5 => cluster.sim.isolate(node, [1, 2, 3]),
+                6 => cluster.sim.pause(node, Duration::from_millis(rng.random_range(50..1500))),
+                _ => cluster.stop(node),
+            }
+            cluster.sim.run_for(Duration::from_millis(rng.random_range(1..1200)));
+            for node in 1..=3 {
+                if !cluster.sim.is_running(node) {
+                    cluster.revive(node);
+                } else if cluster.stopped(node) {
+                    cluster.kill(node);
+                    cluster.revive(node);
+                }
+            }
+            if rng.random_range(0..3) > 0 {
+                cluster.sim.heal();
+            }
+            cluster.sim.run_for(Duration::from_millis(rng.random_range(1..1500)));
+        }
+        cluster.sim.heal();
+        cluster.sim.run_for(Duration::from_secs(3));
+        for node in (1..=3).filter(|&node| cluster.stopped(node)) {
+            cluster.kill(node);
+            cluster.revive(node);
+        }
+        load.finish(&cluster);
+    });
+}
+
+#[test]
+fn a_stopped_leader_hands_over_and_keeps_everything() {
+    for_seeds(3, |seed| {
+        let cluster = Cluster::start(seed, 3, 2, 4);
+        let load = Load::start(&cluster, 6, 0);
+        cluster
+            .sim
+            .run_until(|| load.acknowledged() > 30, SETTLE)
+            .expect("a fresh cluster elects and serves");
+        for node in 1..=3 {
+            cluster.stop(node);
+            cluster.sim.run_until(|| cluster.stopped(node), SETTLE).expect("a node stops when it is told to");
+            let before = load.acknowledged();
+            cluster.sim.run_until(|| load.acknowledged() > before + 20, SETTLE).expect("the others go on");
+            cluster.kill(node);
+            cluster.revive(node);
+            let before = load.acknowledged();
+            cluster.sim.run_until(|| load.acknowledged() > before + 20, SETTLE).expect("all go on");
+        }
+        load.finish(&cluster);
+    });
+}
+
+#[test]
+fn one_node_alone_serves_and_survives_a_power_cut() {
+    for_seeds(3, |seed| {
+        let cluster = Cluster::start(seed, 1, 2, 4);
+        let load = Load::start(&cluster, 4, 1);
+        cluster.sim.run_until(|| load.acknowledged() > 30, SETTLE).expect("it elects itself");
+        cluster.crash(1);
+        cluster.revive(1);
+        let before = load.acknowledged();
+        cluster.sim.run_until(|| load.acknowledged() > before + 30, SETTLE).expect("it serves again");
+        load.finish(&cluster);
+    });
+}
+
+#[test]
+fn a_seed_repeats_a_run_exactly() {
+    let run = |seed| {
+        let cluster = Cluster::start(seed, 3, 2, 4);
+        let load = Load::start(&cluster, 4, 1);
+        cluster.sim.run_until(|| load.acknowledged() > 20, SETTLE).expect("it serves");
+        cluster.crash(2);
+        cluster.revive(2);
+        cluster.sim.run_for(Duration::from_secs(2));
+        cluster.sim.trace_hash()
+    };
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7), run(8));
+}
+
+#[test]
+fn a_refused_condition_says_which_version_it_met() {
+    let cluster = Cluster::start(1, 3, 2, 4);
+    let client = cluster.client();
+    cluster.sim.block_on(async {
+        let value = || Bytes::from_static(&[1; 8]);
+        let Outcome::Done(Response::Written { version }) = client.put("k", value(), Condition::Absent).await
+        else {
+            panic!("the key was absent");
+        };
+        let refused = client.put("k", value(), Condition::Absent).await;
+        assert_eq!(refused, Outcome::Refused(ErrorReply::ConditionFailed { current: Some(version) }));
+        let refused = client.put("other", value(), Condition::Present).await;
+        assert_eq!(refused, Outcome::Refused(ErrorReply::ConditionFailed { current: None }));
+        let done = client.put("k", value(), Condition::Version(version)).await;
+        assert!(matches!(done, Outcome::Done(Response::Written { version: newer }) if newer > version));
+        let key = Bytes::from_static(b"k");
+        let deleted = client.ask(Request::Delete { key, condition: Condition::Present }).await;
+        assert!(matches!(deleted, Outcome::Done(Response::Written { .. })));
+        assert_eq!(client.get("k").await, None);
+    });
+}
+
+#[test]
+fn what_is_not_served_is_refused_by_name() {
+    let cluster = Cluster::start(2, 1, 1, 1);
+    let client = cluster.client();
+    cluster.sim.block_on(async {
+        let key = Bytes::from_static(b"k");
+        let put = |value: Bytes, expires_ms| {
+            client.ask(Request::Put { key: key.clone(), value, condition: Condition::None, expires_ms })
+        };
+        let expiry = put(Bytes::from_static(b"v"), 1).await;
+        assert_eq!(expiry, Outcome::Refused(ErrorReply::Unsupported { what: "expiry".into() }));
+        let large = put(Bytes::from(vec![0; (16 << 10) + 1]), 0).await;
+        assert_eq!(large, Outcome::Refused(ErrorReply::TooLarge { limit: 16 << 10 }));
+    });
+}
