@@ -1,7 +1,7 @@
 //! The superblock: whose device this is, and how it is divided.
 //!
 //! Two copies stand at fixed places in front of the first slice. It is written by
-//! [`format`](crate::format::format) alone, after everything else, so a device that has one was laid out
+//! [`format()`] alone, after everything else, so a device that has one was laid out
 //! to its end.
 //!
 //! ```text
