@@ -106,7 +106,8 @@ impl Table {
     }
 
     /// Deletes a key. Resolves with the deletion's version once it is durable on a majority of its replicas;
-    /// `None`: there was nothing to delete.
+    /// `None`: there was nothing to delete. (A server may as well record the deletion of a key that does not exist,
+    /// and give its version; to know, delete with [`Condition::Present`].)
     ///
     /// Like a put, a delete whose answer is lost is sent again: it may then find its own work done and give
     /// `None`.

@@ -127,7 +127,8 @@ pub enum ErrorReply {
     /// before writing again if that matters.
     #[error("the outcome is unknown: leadership was lost while the write was under way")]
     OutcomeUnknown,
-    /// The shard's storage failed; it serves nothing any more. Another replica will.
+    /// The shard's storage failed; it serves nothing any more. Another replica will. A write that was under way may
+    /// have been done.
     #[error("the server's storage failed")]
     StorageFailed,
     /// The server knows no operation with this number.

@@ -120,8 +120,8 @@ pub enum Request {
         /// When the value expires, in milliseconds since 1970 (UTC); 0 never.
         expires_ms: u64,
     },
-    /// Answered [`Response::Written`](super::Response::Written); `NotFound` if there was nothing to delete and
-    /// the condition held.
+    /// Answered [`Response::Written`](super::Response::Written). If the condition held and there was nothing to
+    /// delete, `NotFound` or (the deletion being recorded all the same) `Written`, as the server likes.
     Delete {
         /// 1 to [`KEY_BYTES_MAX`] bytes.
         key: Bytes,
