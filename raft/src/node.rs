@@ -32,7 +32,7 @@ pub struct RaftNode {
 
     pub(crate) term: Term,
     pub(crate) vote: Option<PeerId>,
-    /// Some entry of this term, or a reply that depends on it, proves that `term` and `vote` are durable.
+    /// `term` is known to be durable: something is that was handed over later, or was answered that was sent later.
     pub(crate) term_durable: bool,
     pub(crate) log: Log,
     pub(crate) commit: Index,
@@ -354,11 +354,12 @@ impl RaftNode {
     /// report the last. Reports about entries that were replaced since are ignored.
     pub fn on_persisted(&mut self, now: Time, term: Term, index: Index) {
         self.advance(now);
-        if !self.log.on_persisted(term, index) {
-            return;
-        }
-        if term == self.term {
+        let Some((handed_in, grew)) = self.log.on_persisted(term, index) else { return };
+        if handed_in == self.term {
             self.term_durable = true;
+        }
+        if !grew {
+            return;
         }
         match self.state {
             State::Leader(_) => self.advance_commit(),
@@ -547,7 +548,7 @@ impl RaftNode {
     pub(crate) fn append(&mut self, first: Index, entries: &[EntryMeta], source: AppendSource) {
         assert!(first > self.commit, "entry {first} is committed and cannot be replaced");
         let joined = self.outbox.append(first, entries, source);
-        self.log.append(first, entries, joined);
+        self.log.append(first, entries, self.term, joined);
     }
 
     /// Sends without waiting for durability.

@@ -86,3 +86,117 @@ pub fn vote_result(membership: &Membership, vote: impl Fn(PeerId) -> Option<bool
         _ => VoteResult::Pending,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(voters: &[u64], outgoing: &[u64]) -> Membership {
+        Membership {
+            voters: voters.iter().copied().map(PeerId).collect(),
+            voters_outgoing: outgoing.iter().copied().map(PeerId).collect(),
+            ..Membership::default()
+        }
+    }
+
+    /// Voters, outgoing voters, what each of the peers 1, 2, .. has reached, what a quorum has.
+    type Reached = (&'static [u64], &'static [u64], &'static [u64], Option<u64>);
+
+    #[test]
+    fn committed_index() {
+        let table: &[Reached] = &[
+            (&[], &[], &[], None),
+            (&[1], &[], &[7], Some(7)),
+            (&[1, 2], &[], &[7, 3], Some(3)),
+            (&[1, 2], &[], &[7, 7], Some(7)),
+            (&[1, 2, 3], &[], &[0, 0, 0], Some(0)),
+            (&[1, 2, 3], &[], &[9, 0, 0], Some(0)),
+            (&[1, 2, 3], &[], &[9, 4, 0], Some(4)),
+            (&[1, 2, 3], &[], &[4, 9, 6], Some(6)),
+            (&[1, 2, 3], &[], &[0, 5, 5], Some(5)),
+            (&[1, 2, 3, 4], &[], &[9, 8, 7, 6], Some(7)),
+            (&[1, 2, 3, 4], &[], &[9, 9, 0, 0], Some(0)),
+            (&[1, 2, 3, 4, 5], &[], &[1, 2, 3, 4, 5], Some(3)),
+            (&[1, 2, 3, 4, 5], &[], &[5, 0, 5, 0, 5], Some(5)),
+            // Joint: the lower of the two.
+            (&[1, 2, 3], &[3, 4, 5], &[9, 9, 9, 0, 0], Some(0)),
+            (&[1, 2, 3], &[3, 4, 5], &[9, 9, 5, 5, 0], Some(5)),
+            (&[1, 2, 3], &[3, 4, 5], &[0, 0, 9, 9, 9], Some(0)),
+            (&[1, 2, 3], &[1, 2, 3], &[3, 2, 1], Some(2)),
+            (&[1], &[2], &[8, 3], Some(3)),
+            (&[1, 2, 3], &[4], &[8, 8, 8, 1], Some(1)),
+            (&[], &[1], &[4], None),
+        ];
+        for (voters, outgoing, values, expected) in table {
+            let value = |peer: PeerId| values[peer.0 as usize - 1];
+            let found = reached(&membership(voters, outgoing), value);
+            assert_eq!(found, *expected, "{voters:?} {outgoing:?} {values:?}");
+        }
+    }
+
+    /// Voters, outgoing voters, answers of the peers 1, 2, .. (`y`, `n`, or `.` for none), outcome.
+    type Election = (&'static [u64], &'static [u64], &'static str, VoteResult);
+
+    #[test]
+    fn votes() {
+        use VoteResult::{Lost, Pending, Won};
+        let table: &[Election] = &[
+            (&[], &[], "", Lost),
+            (&[1], &[], ".", Pending),
+            (&[1], &[], "y", Won),
+            (&[1], &[], "n", Lost),
+            (&[1, 2], &[], "y.", Pending),
+            (&[1, 2], &[], "yy", Won),
+            (&[1, 2], &[], "yn", Lost),
+            (&[1, 2], &[], ".n", Lost),
+            (&[1, 2, 3], &[], "y..", Pending),
+            (&[1, 2, 3], &[], "y.y", Won),
+            (&[1, 2, 3], &[], "yn.", Pending),
+            (&[1, 2, 3], &[], "ynn", Lost),
+            (&[1, 2, 3], &[], ".nn", Lost),
+            (&[1, 2, 3, 4], &[], "yy..", Pending),
+            (&[1, 2, 3, 4], &[], "yynn", Lost),
+            (&[1, 2, 3, 4], &[], "yyny", Won),
+            (&[1, 2, 3, 4, 5], &[], "yynn.", Pending),
+            (&[1, 2, 3, 4, 5], &[], "yynny", Won),
+            // Joint: both sets have to be won, either can be lost.
+            (&[1, 2, 3], &[3, 4, 5], "yyy..", Pending),
+            (&[1, 2, 3], &[3, 4, 5], "yyyy.", Won),
+            (&[1, 2, 3], &[3, 4, 5], "yy.yy", Won),
+            (&[1, 2, 3], &[3, 4, 5], "yynn.", Lost),
+            (&[1, 2, 3], &[3, 4, 5], "...nn", Lost),
+            (&[1, 2, 3], &[3, 4, 5], "nn...", Lost),
+            (&[1, 2, 3], &[4], "yyy.", Pending),
+            (&[1, 2, 3], &[4], "yyyn", Lost),
+        ];
+        for (voters, outgoing, answers, expected) in table {
+            let vote = |peer: PeerId| match answers.as_bytes()[peer.0 as usize - 1] {
+                b'y' => Some(true),
+                b'n' => Some(false),
+                _ => None,
+            };
+            let found = vote_result(&membership(voters, outgoing), vote);
+            assert_eq!(found, *expected, "{voters:?} {outgoing:?} {answers}");
+        }
+    }
+
+    /// Against the definition: some majority has reached the value, and none a greater one.
+    #[test]
+    fn reached_agrees_with_its_definition() {
+        for size in 1..=5u64 {
+            let voters: BTreeSet<PeerId> = (1..=size).map(PeerId).collect();
+            for mut code in 0..4u64.pow(size as u32) {
+                let mut values = Vec::new();
+                for _ in 0..size {
+                    values.push(code % 4);
+                    code /= 4;
+                }
+                let mut sorted = values.clone();
+                sorted.sort_unstable_by(|a, b| b.cmp(a));
+                let expected = sorted[majority(values.len()) - 1];
+                let found = reached_by_majority(&voters, |peer| values[peer.0 as usize - 1]);
+                assert_eq!(found, Some(expected), "{values:?}");
+            }
+        }
+    }
+}

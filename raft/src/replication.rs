@@ -176,7 +176,12 @@ impl RaftNode {
 
     fn reject(&mut self, prev_index: Index, prev_term: Term) {
         let Some(leader) = self.leader else { return };
-        let (hint_index, hint_term) = self.log.last_not_above(prev_index, prev_term);
+        let (mut hint_index, mut hint_term) = self.log.last_not_above(prev_index, prev_term);
+        if hint_index < self.commit {
+            // What is committed is in every leader's log.
+            hint_index = self.commit;
+            hint_term = self.log.term_at(self.commit).unwrap_or(prev_term);
+        }
         let outcome = AppendOutcome::Rejected { prev_index, hint_index, hint_term };
         let (stamp, suspect) = (self.following.stamp, self.suspect);
         self.send(leader, Body::AppendReply { stamp, suspect, outcome });

@@ -13,8 +13,9 @@
 //! | `crash ID` | loses what is not durable |
 //! | `wait MS` / `tick ID` / `timeout ID` | moves the time / ticks / moves the time to the replica's deadline and ticks |
 //! | `run MS` | moves the time by as much, ticking at deadlines and settling after each |
-//! | `campaign ID`, `propose ID [COUNT [BYTES]]`, `read ID CONTEXT`, `transfer ID [TO]`, `unreachable ID PEER`, `truncate ID FIRST` | calls |
+//! | `campaign ID`, `propose ID [COUNT [BYTES]]`, `read ID CONTEXT..`, `transfer ID [TO]`, `unreachable ID PEER`, `truncate ID FIRST` | calls |
 //! | `deliver all`, `deliver FROM TO [COUNT]`, `drop ..`, `double ..` | delivers, loses or doubles messages under way |
+//! | `reverse` | turns the order of the messages under way around |
 //! | `cut ID..` / `heal` | loses all messages from and to the replicas / no longer |
 //! | `write ID [COUNT]` | the oldest writes (all) become durable, and the node is told |
 //! | `complete ID [COUNT]` / `report ID [COUNT]` | only the first half of that / only the second |
@@ -154,9 +155,13 @@ impl Scenario {
             "campaign" => self.call(arguments.id(0), |node, now| node.campaign(now)),
             "propose" => self.propose(&arguments),
             "read" => {
-                let (id, context) = (arguments.id(0), arguments.number(1).expect("a context"));
+                let contexts: Vec<u64> = arguments.numbers()[1..].to_vec();
                 let mut refused = None;
-                self.call(id, |node, now| refused = node.read_index(now, context).err());
+                self.call(arguments.id(0), |node, now| {
+                    for context in contexts {
+                        refused = node.read_index(now, context).err();
+                    }
+                });
                 if let Some(error) = refused {
                     self.say(&format!("refused: {error}, leader {}", name_of(error.leader)));
                 }
@@ -194,6 +199,7 @@ impl Scenario {
                     self.network.push(envelope);
                 }
             }
+            "reverse" => self.network.reverse(),
             "cut" => self.cut.extend(arguments.numbers().into_iter().map(PeerId)),
             "heal" => self.cut.clear(),
             "write" => {
