@@ -116,7 +116,7 @@ fn ten_kills_lose_nothing_acknowledged() {
         config.heartbeat_ms = 50;
     });
     let addresses = cluster.addresses();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let ledger = Arc::new(Ledger {
             keys: (0..WRITERS * KEYS_PER_WRITER).map(|_| Key::default()).collect(),
