@@ -440,6 +440,13 @@ impl Shared {
         endpoint.links[at].clone()
     }
 
+    /// Lets go of connections to addresses that the map no longer has. Who still waits for an answer of one gets it.
+    fn close_strangers(&self) {
+        let known = self.routing().addresses();
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.retain(|address, _| known.contains(address));
+    }
+
     /// Carries an operation to its end. `encode` appends its request for the head it is given.
     pub(crate) async fn run(
         self: &Arc<Self>,
@@ -587,7 +594,10 @@ impl Shared {
             let result = match self.ask(&address, &Request::Topology, attempt_deadline).await {
                 Ok(Response::Topology(topology)) => {
                     let installed = self.routing().install(&topology);
-                    self.fetched.fetch_add(u64::from(installed.is_ok()), Ordering::AcqRel);
+                    if installed.is_ok() {
+                        self.fetched.fetch_add(1, Ordering::AcqRel);
+                        self.close_strangers();
+                    }
                     installed.map(|_| topology).map_err(NodeError::Map)
                 }
                 Ok(other) => Err(unexpected(&other)),

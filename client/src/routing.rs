@@ -15,7 +15,7 @@
 use crate::wire::{
     ErrorReply, Header, NodeId, Response, TableId, Topology, first_hash_of, partition_hash, partition_of_hash,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -412,6 +412,19 @@ impl Routing {
         let source = (*sources.get(self.next_source % sources.len().max(1))?).clone();
         self.next_source = self.next_source.wrapping_add(1);
         Some(source)
+    }
+
+    /// Every address that requests may go to: nodes, their shards, what servers named, and the seeds.
+    pub fn addresses(&self) -> BTreeSet<Arc<str>> {
+        let mut addresses: BTreeSet<Arc<str>> = self.seeds.iter().cloned().collect();
+        if let Some(map) = &self.map {
+            addresses.extend(map.nodes.values().cloned());
+            for partition in map.tables.values().flat_map(|table| &table.partitions) {
+                addresses.extend(partition.replicas.iter().map(|replica| replica.address.clone()));
+                addresses.insert(partition.target().address.clone());
+            }
+        }
+        addresses
     }
 
     /// How many addresses [`Routing::next_source`] goes round.
@@ -834,5 +847,10 @@ mod tests {
         let expected = ["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400", "seed:7400", "10.0.0.1:7400"];
         assert_eq!(sources, expected);
         assert_eq!(routing.sources(), 4);
+        // Each node's base port and two shard ports, and the seed.
+        assert_eq!(routing.addresses().len(), 3 * 3 + 1);
+        let from = routing.target(TABLE, 0).unwrap();
+        reply(&mut routing, &mut operation(OperationKind::Read), &from, not_leader(3, "moved:9000"));
+        assert!(routing.addresses().contains("moved:9000"));
     }
 }

@@ -4,7 +4,7 @@ use crate::client::{Shared, kind};
 use crate::error::{DeleteError, Failure, GetError, PutError, ScanError};
 use crate::routing::{Operation, OperationKind};
 use crate::scan::{KeyRange, Scanner};
-use crate::wire::{self, BODY_BYTES_MAX, Condition, Consistency, ErrorReply, Response, Row, TableId};
+use crate::wire::{self, Condition, Consistency, ErrorReply, Response, Row, TableId, VALUE_BYTES_MAX};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -90,10 +90,9 @@ impl Table {
         let (key, value) = (key.as_ref(), value.as_ref());
         Failure::key(key)?;
         check(condition)?;
-        if wire::put_body_bytes(key.len(), value.len()) > BODY_BYTES_MAX as usize {
+        if value.len() > VALUE_BYTES_MAX as usize {
             // No server takes it; the limit of this one is lower still, but only it knows.
-            let limit = BODY_BYTES_MAX - wire::put_body_bytes(key.len(), 0) as u32;
-            return Err(PutError::TooLarge { limit });
+            return Err(PutError::TooLarge { limit: VALUE_BYTES_MAX });
         }
         let encode = |head: &wire::RequestHead, out: &mut Vec<u8>| {
             wire::encode_put(head, key, value, condition, 0, out);

@@ -273,6 +273,14 @@ impl MemoryCluster {
     pub fn requests(&self, node: NodeId) -> u64 {
         self.inner.state().requests.get(&node).copied().unwrap_or(0)
     }
+
+    /// How many connections a node has, on all its ports.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn connections(&self, node: NodeId) -> usize {
+        self.inner.presence[&node].receiver_count()
+    }
 }
 
 impl Drop for MemoryCluster {

@@ -286,6 +286,31 @@ async fn a_newer_map_is_fetched_once_in_the_background() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_left_the_cluster_is_let_go() {
+    let cluster = MemoryCluster::new(SHAPE);
+    // Connected through node 3, so that node 1 is known by the map alone.
+    cluster.set_presence(NodeId(1), Presence::Down);
+    cluster.set_presence(NodeId(2), Presence::Down);
+    let client = cluster.client().await.unwrap();
+    cluster.set_presence(NodeId(1), Presence::Up);
+    cluster.set_presence(NodeId(2), Presence::Up);
+    client.put("k", "v").await.unwrap();
+    client.ping("node2:7401").await.unwrap();
+    assert_eq!((cluster.connections(NodeId(1)), cluster.connections(NodeId(2))), (1, 1));
+    cluster.change_topology(|topology| {
+        for partition in &mut topology.tables[0].partitions {
+            partition.replicas.retain(|node| *node != NodeId(1));
+            partition.leader = Some(NodeId(2));
+        }
+        topology.nodes.retain(|node| node.id != NodeId(1));
+    });
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(cluster.connections(NodeId(1)), 0);
+    assert!(cluster.connections(NodeId(2)) > 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_clusters_node_is_not_followed() {
     let cluster = MemoryCluster::new(SHAPE);
     let client = cluster.client().await.unwrap();

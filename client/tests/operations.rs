@@ -1,7 +1,7 @@
 //! What each operation of the client does when nothing goes wrong, and what it says when the caller is wrong.
 
 use terrane_client::testing::{MemoryCluster, Shape, VALUE_BYTES_MAX};
-use terrane_client::wire::{BODY_BYTES_MAX, KEY_BYTES_MAX, NodeId, ReplicaRole};
+use terrane_client::wire::{self, KEY_BYTES_MAX, NodeId, ReplicaRole};
 use terrane_client::{
     Client, Condition, ConnectError, DEFAULT_TABLE, DeleteError, GetError, NodeError, PutError, Scanner,
     Table,
@@ -62,10 +62,8 @@ async fn keys_and_values_have_their_limits() {
     assert_eq!(client.get(&long).await, Err(GetError::KeyTooLarge { limit }));
     assert_eq!(client.put(&long, "v").await, Err(PutError::KeyTooLarge { limit }));
     assert_eq!(client.delete(&long).await, Err(DeleteError::KeyTooLarge { limit }));
-    let huge = vec![0; BODY_BYTES_MAX as usize];
-    assert!(
-        matches!(client.put("k", &huge).await, Err(PutError::TooLarge { limit }) if limit < BODY_BYTES_MAX)
-    );
+    let huge = vec![0; wire::VALUE_BYTES_MAX as usize + 1];
+    assert_eq!(client.put("k", &huge).await, Err(PutError::TooLarge { limit: wire::VALUE_BYTES_MAX }));
     assert_eq!(requests(1..=3), before, "none of these is worth a request");
 
     // The largest of both is accepted and comes back whole.

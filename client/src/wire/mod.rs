@@ -31,8 +31,8 @@ pub use header::{
     BODY_BYTES_MAX, Consistency, FLAG_RESPONSE, HEADER_BYTES, Header, HeaderError, MAGIC, Opcode, VERSION,
 };
 pub use request::{
-    Condition, KEY_BYTES_MAX, Request, RequestHead, encode_delete, encode_get, encode_put, encode_scan,
-    put_body_bytes,
+    Condition, KEY_BYTES_MAX, Request, RequestHead, VALUE_BYTES_MAX, encode_delete, encode_get, encode_put,
+    encode_scan, put_body_bytes,
 };
 pub use response::{Response, Row, RowsEncoder, encode_connection_error, encode_value, row_bytes};
 pub use statistics::{GroupStatus, NodeStatus, ReplicaRole};

@@ -14,11 +14,24 @@
 //! route by the header alone.
 
 use super::fields::Fields;
-use super::{Consistency, DecodeError, FLAG_RESPONSE, HEADER_BYTES, Header, Opcode, TableId, partition_hash};
+use super::{
+    BODY_BYTES_MAX, Consistency, DecodeError, FLAG_RESPONSE, HEADER_BYTES, Header, Opcode, TableId,
+    partition_hash,
+};
 use bytes::Bytes;
 
 /// Most bytes of a key: 64 KiB. A key has at least one.
 pub const KEY_BYTES_MAX: u32 = 64 << 10;
+
+/// Most bytes of a value that any server can be configured to accept: a put of it with the longest key still fits
+/// [`BODY_BYTES_MAX`], and so do the replies that carry it.
+pub const VALUE_BYTES_MAX: u32 = BODY_BYTES_MAX - KEY_BYTES_MAX - 64;
+
+const _: () = assert!(
+    put_body_bytes(KEY_BYTES_MAX as usize, VALUE_BYTES_MAX as usize) <= BODY_BYTES_MAX as usize
+        && 8 + super::row_bytes(KEY_BYTES_MAX as usize, VALUE_BYTES_MAX as usize) <= BODY_BYTES_MAX as usize,
+    "a value that can be put can be got and scanned"
+);
 
 /// When a put or delete may take place. Checked by the leader, atomically with the write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
