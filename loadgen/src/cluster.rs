@@ -56,7 +56,9 @@ async fn build(cargo: &Path, workspace: &Path) -> anyhow::Result<PathBuf> {
     }
 
     let mut command = tokio::process::Command::new(cargo);
-    command.args(["build", "--package", "terrane-server", "--bin", "terrane"]);
+    // No package is named, as in the command that started us: so dependencies have the same features, and are not
+    // built twice.
+    command.args(["build", "--bin", "terrane"]);
     command.arg("--message-format=json-render-diagnostics").current_dir(workspace);
     if !cfg!(debug_assertions) {
         command.arg("--release");

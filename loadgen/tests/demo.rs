@@ -1,0 +1,107 @@
+//! The demo with real processes, small: three nodes on loopback, a kill under load, everything read back.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The demo on devices of 160 MiB (two shards need 129). The server is the one of the same build, if that is there;
+/// under `cargo test -p terrane-loadgen` it may not be, and the demo has cargo build it.
+fn demo(folder: &Path, args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_terrane-loadgen"));
+    command.args(["demo", "--size", "160MiB", "--json"]).arg(folder.join("out.json"));
+    command.args(args.split_whitespace());
+    let server = PathBuf::from(env!("CARGO_BIN_EXE_terrane-loadgen")).with_file_name("terrane");
+    if server.is_file() {
+        command.arg("--terrane").arg(server);
+    }
+    command
+}
+
+/// Little enough for a test.
+const SMALL: &str = "--records 500 --value-size 256 --connections 8";
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn json(folder: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("out.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_leader_is_killed_and_nothing_is_lost() {
+    let folder = folder();
+    let output = demo(folder.path(), &format!("{SMALL} --seconds 4 --restart-after 0.5")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    let json = json(folder.path());
+    assert_eq!((&json["verify"]["intact"], &json["verify"]["lost"]), (&500.into(), &0.into()), "{json:#}");
+    let outage = &json["outages"][0];
+    assert!(outage["max_ms"].is_number(), "all its partitions answered again: {json:#}");
+    assert!(outage["partitions"].as_u64().unwrap() > 0);
+    assert!(told(&output).contains("killed node"), "{}", told(&output));
+    assert_eq!(json["run"]["servers"]["nodes"].as_object().unwrap().len(), 3, "{json:#}");
+    assert!(json["run"]["servers"]["device_bytes_per_user_byte"]["max"].as_f64().unwrap() >= 1.0, "{json:#}");
+}
+
+/// The data of a named folder is used again: the second run skips the layout and finds the same cluster.
+#[test]
+fn a_named_folder_is_used_again() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    let args = format!("{SMALL} --seconds 1 --kills 0 --nodes 1");
+    for words in ["Laying out", "Using the cluster's data"] {
+        let output = demo(folder.path(), &args).arg("--data-dir").arg(&data).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+        assert!(told(&output).contains(words), "{}", told(&output));
+        assert_eq!(json(folder.path())["verify"]["intact"], 500);
+    }
+}
+
+/// A device that fills up ends the demo early, says so, and still proves that what was acknowledged is there.
+#[test]
+fn a_full_device_ends_early_and_loses_nothing() {
+    let folder = folder();
+    let args = "--records 100 --value-size 64KiB --workload w --seconds 600 --kills 0 --nodes 1";
+    let output = demo(folder.path(), args).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert!(told(&output).contains("are full"), "{}", told(&output));
+    let json = json(folder.path());
+    assert_eq!(json["ended_early"], "the cluster's space is used up");
+    assert_eq!((&json["verify"]["lost"], &json["verify"]["unread"]), (&0.into(), &0.into()));
+}
+
+/// Ctrl-C ends the nodes and removes the temporary folder.
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let folder = folder();
+    let mut command = demo(folder.path(), &format!("{SMALL} --seconds 600 --nodes 1 --kills 0"));
+    // The temporary folder goes where we can watch it.
+    let errors = std::fs::File::create(folder.path().join("stderr")).unwrap();
+    let mut process = command
+        .env("TMPDIR", folder.path())
+        .stderr(errors)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let temporary = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        entries.map(|entry| entry.unwrap().path()).find(|path| path.is_dir())
+    };
+    // Under way once the leaders are known.
+    let stderr = || std::fs::read_to_string(folder.path().join("stderr")).unwrap();
+    while !stderr().contains("partitions; node") {
+        assert_eq!(process.try_wait().unwrap(), None, "{}", stderr());
+        std::thread::yield_now();
+    }
+    assert!(temporary().is_some());
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(130), "{}", stderr());
+    assert_eq!(temporary(), None, "the data is removed");
+}
