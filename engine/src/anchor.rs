@@ -220,6 +220,7 @@ pub(crate) fn readable_bytes(layout: &Layout, state: ChunkState, write_pointer: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use expect_test::expect;
     use proptest::prelude::*;
 
@@ -239,8 +240,25 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = anchor().encode();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect!["54524e414e4348520100000074000000010000000000000000000000000000000200000003000000040000000000000009000000020000000500000000000000060000000000000007000000000000000000000000000000080000000900000009000000000000000a0000000000000070aec3c1"].assert_eq(&hex);
+        let dump = golden::dump(&bytes);
+        expect![[r#"
+            0000  54 52 4e 41 4e 43 48 52
+            0008  01 00 00 00 74 00 00 00
+            0016  01 00 00 00 00 00 00 00
+            0024  00 00 00 00 00 00 00 00
+            0032  02 00 00 00 03 00 00 00
+            0040  04 00 00 00 00 00 00 00
+            0048  09 00 00 00 02 00 00 00
+            0056  05 00 00 00 00 00 00 00
+            0064  06 00 00 00 00 00 00 00
+            0072  07 00 00 00 00 00 00 00
+            0080  00 00 00 00 00 00 00 00
+            0088  08 00 00 00 09 00 00 00
+            0096  09 00 00 00 00 00 00 00
+            0104  0a 00 00 00 00 00 00 00
+            0112  70 ae c3 c1
+        "#]]
+        .assert_eq(&dump);
         assert_eq!(Anchor::decode(&bytes), Found::Valid(anchor()));
         assert_eq!(anchor().end_of(8).map(|end| end.last_flush), Some(9));
         assert_eq!(anchor().end_of(7), None);

@@ -205,7 +205,7 @@ impl Flush {
         for (ordinal, plan) in self.plan.frames.iter().enumerate() {
             let records = &mut self.records[plan.records.clone()];
             let header = FrameHeader {
-                generation: plan.generation,
+                generation: plan.stamp.generation,
                 lsn_first: lsn,
                 flush: self.number,
                 frames,
@@ -236,19 +236,19 @@ fn fill_frame(
     let (segment, frame) = buf.split_at_mut(lead as usize);
     if plan.opens {
         segment.fill(0);
-        SegmentHeader { slice, generation: plan.generation, chunk: plan.chunk }.encode(segment);
+        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk }.encode(segment);
     }
     let mut at = frame::HEADER_BYTES;
-    let mut checksum = BodyChecksum::new(plan.generation);
+    let mut checksum = BodyChecksum::new(plan.stamp);
     for record in records {
         let length = record.header.record_bytes();
         record.place = Place { chunk: plan.chunk, offset: plan.offset + at as u32, length };
-        checksum.add(record::encode(&record.header, &record.payload, plan.generation, &mut frame[at..]));
+        checksum.add(record::encode(&record.header, &record.payload, plan.stamp, &mut frame[at..]));
         at += length as usize;
     }
     frame[at..].fill(0);
     header.body_crc = checksum.finish();
-    header.encode(frame);
+    header.encode(plan.stamp, frame);
     FrameWrite {
         chunk: ChunkId(plan.chunk),
         sector: layout.sector_of(plan.offset - lead),

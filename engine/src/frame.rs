@@ -8,7 +8,7 @@
 //!                                       40  term_max u64
 //! ```
 //!
-//! A frame starts at a multiple of the smallest write, right after the one before it. Its records count only if all
+//! All checksums start from the segment's stamp. A frame starts at a multiple of the smallest write, right after the one before it. Its records count only if all
 //! of them are valid; the body checksum runs over the records' own checksums, so every payload byte is summed once.
 //!
 //! Invariants: flush numbers ascend by one in an epoch, from 1. All frames of a flush carry the same count, and
@@ -17,7 +17,8 @@
 
 use crate::cursor::Cursor;
 use crate::record::{self, Record};
-use crate::segment::Generation;
+use crate::segment::{Generation, Stamp};
+use crate::slice::SliceId;
 
 /// Bytes before the records.
 pub(crate) const HEADER_BYTES: usize = 56;
@@ -40,8 +41,8 @@ pub(crate) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Writes the header to the front of `out`.
-    pub(crate) fn encode(&self, out: &mut [u8]) {
+    /// Writes the header to the front of `out`. `stamp` is of the header's generation.
+    pub(crate) fn encode(&self, stamp: Stamp, out: &mut [u8]) {
         out[..4].copy_from_slice(MAGIC);
         out[4..12].copy_from_slice(&self.generation.0.to_le_bytes());
         out[12..20].copy_from_slice(&self.lsn_first.to_le_bytes());
@@ -52,29 +53,29 @@ impl FrameHeader {
         out[36..40].copy_from_slice(&self.body_bytes.to_le_bytes());
         out[40..48].copy_from_slice(&self.term_max.to_le_bytes());
         out[48..52].copy_from_slice(&self.body_crc.to_le_bytes());
-        let crc = crc32c::crc32c(&out[..HEADER_BYTES - 4]);
+        let crc = crc32c::crc32c_append(stamp.seed, &out[..HEADER_BYTES - 4]);
         out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// The generation that a valid header at the front of `bytes` names, whichever it is.
-    pub(crate) fn claimed_generation(bytes: &[u8]) -> Option<Generation> {
-        let (claimed, _) = bytes.get(MAGIC.len()..)?.split_first_chunk::<8>()?;
+    /// The generation that a valid header of this slice at the front of `bytes` names, whichever it is.
+    pub(crate) fn claimed_generation(bytes: &[u8], slice: SliceId) -> Option<Generation> {
+        let (claimed, _) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
         let generation = Generation(u64::from_le_bytes(*claimed));
-        Self::decode(bytes, generation).map(|header| header.generation)
+        Self::decode(bytes, Stamp::new(slice, generation)).map(|header| header.generation)
     }
 
-    /// The header at the front of `bytes`, if it is valid and of this generation.
-    pub(crate) fn decode(bytes: &[u8], generation: Generation) -> Option<Self> {
+    /// The header at the front of `bytes`, if it is valid and of this use of the segment.
+    pub(crate) fn decode(bytes: &[u8], stamp: Stamp) -> Option<Self> {
         let (body, crc) = bytes.get(..HEADER_BYTES)?.split_last_chunk::<4>()?;
         let mut cursor = Cursor::new(body);
         if cursor.take(4)? != MAGIC
-            || cursor.u64()? != generation.0
-            || crc32c::crc32c(body) != u32::from_le_bytes(*crc)
+            || cursor.u64()? != stamp.generation.0
+            || crc32c::crc32c_append(stamp.seed, body) != u32::from_le_bytes(*crc)
         {
             return None;
         }
         let header = Self {
-            generation,
+            generation: stamp.generation,
             lsn_first: cursor.u64()?,
             flush: cursor.u64()?,
             frames: cursor.u16()?,
@@ -93,8 +94,8 @@ impl FrameHeader {
 pub(crate) struct BodyChecksum(u32);
 
 impl BodyChecksum {
-    pub(crate) fn new(generation: Generation) -> Self {
-        Self(generation.checksum_seed())
+    pub(crate) fn new(stamp: Stamp) -> Self {
+        Self(stamp.seed)
     }
 
     pub(crate) fn add(&mut self, record_crc: u32) {
@@ -108,13 +109,17 @@ impl BodyChecksum {
 
 /// The records of a frame whose header was read, each with its offset in `body`; `None` unless all are valid.
 /// `body` starts after the header and may be longer than the frame.
-pub(crate) fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Option<Vec<(u32, Record<'a>)>> {
+pub(crate) fn decode_body<'a>(
+    header: &FrameHeader,
+    stamp: Stamp,
+    body: &'a [u8],
+) -> Option<Vec<(u32, Record<'a>)>> {
     let body = body.get(..header.body_bytes as usize)?;
     let mut records = Vec::with_capacity((header.records as usize).min(body.len() / record::HEADER_BYTES));
-    let mut checksum = BodyChecksum::new(header.generation);
+    let mut checksum = BodyChecksum::new(stamp);
     let mut at = 0;
     while at < body.len() {
-        let record = record::decode(&body[at..], header.generation)?;
+        let record = record::decode(&body[at..], stamp)?;
         checksum.add(record.crc);
         records.push((at as u32, record));
         at += record.header.record_bytes() as usize;
@@ -126,15 +131,20 @@ pub(crate) fn decode_body<'a>(header: &FrameHeader, body: &'a [u8]) -> Option<Ve
 mod tests {
     use super::*;
     use crate::entry::GroupId;
+    use crate::golden;
     use crate::record::{RecordHeader, RecordKind};
     use expect_test::expect;
     use proptest::prelude::*;
 
     const GENERATION: Generation = Generation(0x0000_0007_0000_0009);
 
+    fn stamp() -> Stamp {
+        Stamp::new(SliceId { cluster: 1, node: 2, shard: 3 }, GENERATION)
+    }
+
     fn frame(payloads: &[Vec<u8>]) -> (FrameHeader, Vec<u8>) {
         let mut body = Vec::new();
-        let mut checksum = BodyChecksum::new(GENERATION);
+        let mut checksum = BodyChecksum::new(stamp());
         for (index, payload) in payloads.iter().enumerate() {
             let header = RecordHeader {
                 payload_bytes: payload.len() as u32,
@@ -147,7 +157,7 @@ mod tests {
             };
             let at = body.len();
             body.resize(at + header.record_bytes() as usize, 0);
-            checksum.add(record::encode(&header, payload, GENERATION, &mut body[at..]));
+            checksum.add(record::encode(&header, payload, stamp(), &mut body[at..]));
         }
         let header = FrameHeader {
             generation: GENERATION,
@@ -161,7 +171,7 @@ mod tests {
             body_crc: checksum.finish(),
         };
         let mut bytes = vec![0; HEADER_BYTES];
-        header.encode(&mut bytes);
+        header.encode(stamp(), &mut bytes);
         bytes.extend_from_slice(&body);
         (header, bytes)
     }
@@ -169,10 +179,25 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let (header, bytes) = frame(&[]);
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect!["54524e460900000007000000210000000000000022000000000000000300010000000000000000002300000000000000bd732f9ea9f9b33a"].assert_eq(&hex);
-        assert_eq!(FrameHeader::decode(&bytes, GENERATION), Some(header));
-        assert_eq!(FrameHeader::decode(&bytes, Generation(GENERATION.0 + 1)), None);
+        let dump = golden::dump(&bytes);
+        expect![[r#"
+            0000  54 52 4e 46 09 00 00 00
+            0008  07 00 00 00 21 00 00 00
+            0016  00 00 00 00 22 00 00 00
+            0024  00 00 00 00 03 00 01 00
+            0032  00 00 00 00 00 00 00 00
+            0040  23 00 00 00 00 00 00 00
+            0048  0b 36 56 17 1b 73 06 86
+        "#]]
+        .assert_eq(&dump);
+        assert_eq!(FrameHeader::decode(&bytes, stamp()), Some(header));
+        assert_eq!(
+            FrameHeader::claimed_generation(&bytes, SliceId { cluster: 1, node: 2, shard: 3 }),
+            Some(GENERATION)
+        );
+        assert_eq!(FrameHeader::claimed_generation(&bytes, SliceId { cluster: 1, node: 2, shard: 4 }), None);
+        let next = Stamp::new(SliceId { cluster: 1, node: 2, shard: 3 }, Generation(GENERATION.0 + 1));
+        assert_eq!(FrameHeader::decode(&bytes, next), None);
     }
 
     proptest! {
@@ -182,13 +207,13 @@ mod tests {
             at in any::<prop::sample::Index>(), flip in 1_u8..
         ) {
             let (header, mut bytes) = frame(&payloads);
-            let records = decode_body(&header, &bytes[HEADER_BYTES..]).unwrap();
+            let records = decode_body(&header, stamp(), &bytes[HEADER_BYTES..]).unwrap();
             let back: Vec<_> = records.iter().map(|(_, record)| record.payload.to_vec()).collect();
             prop_assert_eq!(back, payloads);
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
-            let read = FrameHeader::decode(&bytes, GENERATION)
-                .and_then(|header| decode_body(&header, &bytes[HEADER_BYTES..]));
+            let read = FrameHeader::decode(&bytes, stamp())
+                .and_then(|header| decode_body(&header, stamp(), &bytes[HEADER_BYTES..]));
             prop_assert_eq!(read, None);
         }
 
@@ -196,11 +221,11 @@ mod tests {
         fn random_bytes_never_panic(
             bytes in prop::collection::vec(any::<u8>(), 0..300), records in 0_u32..5, body_bytes in any::<u32>()
         ) {
-            prop_assert_eq!(FrameHeader::decode(&bytes, GENERATION), None);
+            prop_assert_eq!(FrameHeader::decode(&bytes, stamp()), None);
             let (mut header, _) = frame(&[]);
             header.records = records;
             header.body_bytes = body_bytes;
-            let _ = decode_body(&header, &bytes);
+            let _ = decode_body(&header, stamp(), &bytes);
         }
     }
 }

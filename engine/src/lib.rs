@@ -64,6 +64,8 @@ mod entry;
 mod error;
 mod flusher;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod group;
 mod index;
 mod lineage;

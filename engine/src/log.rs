@@ -12,13 +12,13 @@ use std::ops::Range;
 
 use crate::frame;
 use crate::index::Place;
-use crate::segment::Generation;
-use crate::slice::Layout;
+use crate::segment::{Generation, Stamp};
+use crate::slice::{Layout, SliceId};
 
 #[derive(Debug, Clone, Copy)]
 struct OpenSegment {
     chunk: u32,
-    generation: Generation,
+    stamp: Stamp,
     /// Bytes written or planned.
     filled: u32,
 }
@@ -26,11 +26,12 @@ struct OpenSegment {
 #[derive(Debug)]
 pub(crate) struct Log {
     layout: Layout,
+    slice: SliceId,
     epoch: u32,
     /// Free chunks, the least worn first.
     free: BTreeSet<(u32, u32)>,
-    /// By chunk: the generation of the segment it holds.
-    generations: Vec<Option<Generation>>,
+    /// By chunk: the stamp of the segment it holds.
+    stamps: Vec<Option<Stamp>>,
     open: Option<OpenSegment>,
     segments_opened: u32,
 }
@@ -39,7 +40,7 @@ pub(crate) struct Log {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct FramePlan {
     pub(crate) chunk: u32,
-    pub(crate) generation: Generation,
+    pub(crate) stamp: Stamp,
     /// Bytes from the start of the chunk to the frame's header.
     pub(crate) offset: u32,
     /// The frame opens the segment: its header is written along with it.
@@ -60,16 +61,17 @@ impl Log {
     /// A log that may use the chunks in `free` (by wear and number) and has segments elsewhere.
     pub(crate) fn new(
         layout: Layout,
+        slice: SliceId,
         epoch: u32,
         free: BTreeSet<(u32, u32)>,
-        generations: Vec<Option<Generation>>,
+        stamps: Vec<Option<Stamp>>,
     ) -> Self {
-        Self { layout, epoch, free, generations, open: None, segments_opened: 0 }
+        Self { layout, slice, epoch, free, stamps, open: None, segments_opened: 0 }
     }
 
-    /// Generation of the segment in a chunk that the index points into.
-    pub(crate) fn generation(&self, place: Place) -> Generation {
-        self.generations[place.chunk as usize].expect("a place names a chunk that holds a segment")
+    /// Stamp of the segment that the index points into.
+    pub(crate) fn stamp(&self, place: Place) -> Stamp {
+        self.stamps[place.chunk as usize].expect("a place names a chunk that holds a segment")
     }
 
     pub(crate) fn free_chunks(&self) -> u32 {
@@ -96,7 +98,7 @@ impl Log {
     /// Whole free chunks that records of `bytes` in total may take, the largest being `largest` bytes: an upper
     /// bound. Each record counts as if it were alone in its frame (`record_cost`).
     pub(crate) fn chunks_needed(&self, bytes: u64, largest: u64) -> u64 {
-        if bytes == 0 {
+        if bytes <= u64::from(self.open_rest()) {
             return 0;
         }
         let capacity = u64::from(self.layout.segment_capacity());
@@ -135,7 +137,7 @@ impl Log {
             let open = self.open.expect("a segment was opened");
             plan.frames.push(FramePlan {
                 chunk: open.chunk,
-                generation: open.generation,
+                stamp: open.stamp,
                 offset: open.filled,
                 opens,
                 records: at..at + 1,
@@ -170,9 +172,9 @@ impl Log {
         }
         let (_, chunk) = self.free.pop_first().expect("what was admitted has room");
         self.segments_opened += 1;
-        let generation = Generation::new(self.epoch, self.segments_opened);
-        self.generations[chunk as usize] = Some(generation);
-        self.open = Some(OpenSegment { chunk, generation, filled: self.layout.unit_bytes });
+        let stamp = Stamp::new(self.slice, Generation::new(self.epoch, self.segments_opened));
+        self.stamps[chunk as usize] = Some(stamp);
+        self.open = Some(OpenSegment { chunk, stamp, filled: self.layout.unit_bytes });
     }
 }
 
@@ -194,10 +196,12 @@ mod tests {
         max_open: 0,
     };
 
+    const SLICE: SliceId = SliceId { cluster: 1, node: 2, shard: 3 };
+
     fn log() -> Log {
         let layout = Layout::new(&GEOMETRY).unwrap();
         let free = (2..40).map(|chunk| (u32::from(chunk == 2), chunk)).collect();
-        Log::new(layout, 7, free, vec![None; 40])
+        Log::new(layout, SLICE, 7, free, vec![None; 40])
     }
 
     #[test]
@@ -208,7 +212,7 @@ mod tests {
             plan.frames,
             [FramePlan {
                 chunk: 3,
-                generation: Generation::new(7, 1),
+                stamp: Stamp::new(SLICE, Generation::new(7, 1)),
                 offset: 512,
                 opens: true,
                 records: 0..2,
@@ -223,7 +227,8 @@ mod tests {
             .collect();
         assert_eq!(places, [(3, 1024, false, 0..2), (4, 512, true, 2..3)]);
         assert!(plan.sealed.is_empty() || plan.sealed == [3]);
-        assert_eq!(log.generation(Place { chunk: 4, offset: 0, length: 1 }), Generation::new(7, 2));
+        let place = Place { chunk: 4, offset: 0, length: 1 };
+        assert_eq!(log.stamp(place).generation, Generation::new(7, 2));
     }
 
     proptest! {

@@ -263,20 +263,25 @@ pub(crate) fn last_said<'a>(payload: &'a [u8], key: &[u8]) -> Result<Option<Said
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use expect_test::expect;
     use proptest::prelude::*;
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
 
     #[test]
     fn golden_bytes() {
         let mut builder = OpsBuilder::new();
         builder.put(b"key", b"value", None).put(b"k", b"", Some(0x0102_0304_0506_0708)).delete(b"gone");
-        expect!["0103056b657976616c756502010008070605040302016b0304676f6e65"]
-            .assert_eq(&hex(&builder.finish()));
-        expect!["018001ac02"].assert_eq(&hex(&encode_put(&[7; 128], &[8; 300], None)[..5]));
+        expect![[r#"
+            0000  01 03 05 6b 65 79 76 61
+            0008  6c 75 65 02 01 00 08 07
+            0016  06 05 04 03 02 01 6b 03
+            0024  04 67 6f 6e 65
+        "#]]
+        .assert_eq(&golden::dump(&builder.finish()));
+        expect![[r#"
+            0000  01 80 01 ac 02
+        "#]]
+        .assert_eq(&golden::dump(&encode_put(&[7; 128], &[8; 300], None)[..5]));
     }
 
     #[test]

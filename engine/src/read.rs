@@ -17,7 +17,7 @@ use crate::index::{Located, Place};
 use crate::op::{self, Said};
 use crate::pipeline::Pipeline;
 use crate::record::{self, RecordKind};
-use crate::segment::Generation;
+use crate::segment::Stamp;
 use crate::slice::Layout;
 use crate::store::{Shared, Store};
 
@@ -53,7 +53,7 @@ struct Wanted {
     index: u64,
     term: u64,
     place: Place,
-    generation: Generation,
+    stamp: Stamp,
 }
 
 /// A payload, or where to find it.
@@ -61,6 +61,9 @@ enum Source {
     Memory(Bytes),
     Medium(Wanted),
 }
+
+/// A row of a scan before it is read: key, version, payload.
+type ImageRow = (Bytes, u64, Source);
 
 impl Core {
     fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
@@ -73,7 +76,7 @@ impl Core {
             index,
             term,
             place,
-            generation: self.log.generation(place),
+            stamp: self.log.stamp(place),
         }
     }
 
@@ -138,7 +141,7 @@ impl<M: Media> Store<M> {
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
-    /// rows, and rows until `bytes_max` bytes of records are reached (at least one row, if there is one). Reads
+    /// rows, and rows until `bytes_max` bytes of payloads are reached (at least one row, if there is one). Reads
     /// run concurrently, a bounded number at a time.
     pub async fn scan(
         &self,
@@ -179,7 +182,7 @@ impl<M: Media> Store<M> {
         end: Bound<&[u8]>,
         count_max: usize,
         bytes_max: usize,
-    ) -> Result<(Vec<(Bytes, u64, Source)>, bool), ReadError> {
+    ) -> Result<(Vec<ImageRow>, bool), ReadError> {
         let mut core = self.shared.core.borrow_mut();
         let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
         let mut found = Vec::new();
@@ -200,7 +203,7 @@ impl<M: Media> Store<M> {
             let source = core.source(slot, located);
             bytes += match &source {
                 Source::Memory(payload) => payload.len(),
-                Source::Medium(wanted) => wanted.place.length as usize,
+                Source::Medium(wanted) => wanted.payload_bytes() as usize,
             };
             image.push((key, located.version, source));
         }
@@ -237,7 +240,7 @@ impl<M: Media> Store<M> {
     }
 
     /// Entries from `from` on as the log holds them at the time of the call, read from the medium where they are not
-    /// in memory: at most `count_max`, and until `bytes_max` bytes of records are reached, but at least one. The
+    /// in memory: at most `count_max`, and until `bytes_max` bytes of payload are reached, but at least one. The
     /// log may be truncated while this reads: the caller checks the terms before it uses them.
     pub async fn entries(
         &self,
@@ -264,7 +267,7 @@ impl<M: Media> Store<M> {
                 let source = core.entry_source(slot, index);
                 bytes += match &source.2 {
                     Source::Memory(payload) => payload.len() as u64,
-                    Source::Medium(wanted) => u64::from(wanted.place.length),
+                    Source::Medium(wanted) => u64::from(wanted.payload_bytes()),
                 };
                 sources.push(source);
             }
@@ -318,6 +321,10 @@ async fn read_value<M: Media>(shared: &Shared<M>, wanted: Wanted, key: &[u8]) ->
 }
 
 impl Wanted {
+    fn payload_bytes(&self) -> u32 {
+        self.place.length - record::HEADER_BYTES as u32
+    }
+
     fn damaged(&self) -> ReadError {
         ReadError::Damaged {
             group: self.group,
@@ -353,7 +360,7 @@ async fn read_once<M: Media>(
     let (result, buf) = media.read(ChunkId(chunk), first, buf).await;
     result?;
     let at = (offset - first * layout.sector_bytes) as usize;
-    let Some(record) = record::decode(&buf[at..at + length as usize], wanted.generation) else {
+    let Some(record) = record::decode(&buf[at..at + length as usize], wanted.stamp) else {
         return Ok(None);
     };
     let header = record.header;

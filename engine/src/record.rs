@@ -1,7 +1,7 @@
 //! The record: one log entry or one group state, verifiable by itself.
 //!
 //! ```text
-//!  0  crc32c u32, from the generation's seed over bytes 4.. of header and payload
+//!  0  crc32c u32, from the segment's stamp over bytes 4.. of header and payload
 //!  4  payload bytes u32      16  group u64
 //!  8  kind u8                24  index u64   (state: commit)
 //!  9  entry kind u8          32  term u64    (state: hard state's term)
@@ -14,7 +14,7 @@
 
 use crate::cursor::Cursor;
 use crate::entry::GroupId;
-use crate::segment::Generation;
+use crate::segment::Stamp;
 
 /// Bytes before the payload.
 pub(crate) const HEADER_BYTES: usize = 40;
@@ -65,7 +65,7 @@ impl RecordHeader {
 }
 
 /// Writes the record to the front of `out` and returns its checksum.
-pub(crate) fn encode(header: &RecordHeader, payload: &[u8], generation: Generation, out: &mut [u8]) -> u32 {
+pub(crate) fn encode(header: &RecordHeader, payload: &[u8], stamp: Stamp, out: &mut [u8]) -> u32 {
     debug_assert_eq!(header.payload_bytes as usize, payload.len());
     let end = HEADER_BYTES + payload.len();
     out[4..8].copy_from_slice(&header.payload_bytes.to_le_bytes());
@@ -77,7 +77,7 @@ pub(crate) fn encode(header: &RecordHeader, payload: &[u8], generation: Generati
     out[24..32].copy_from_slice(&header.index.to_le_bytes());
     out[32..40].copy_from_slice(&header.term.to_le_bytes());
     out[HEADER_BYTES..end].copy_from_slice(payload);
-    let crc = crc32c::crc32c_append(generation.checksum_seed(), &out[4..end]);
+    let crc = crc32c::crc32c_append(stamp.seed, &out[4..end]);
     out[..4].copy_from_slice(&crc.to_le_bytes());
     crc
 }
@@ -90,8 +90,8 @@ pub(crate) struct Record<'a> {
     pub(crate) crc: u32,
 }
 
-/// The record at the front of `bytes`, if it is whole, of this generation, and of a known kind.
-pub(crate) fn decode(bytes: &[u8], generation: Generation) -> Option<Record<'_>> {
+/// The record at the front of `bytes`, if it is whole, of this use of the segment, and of a known kind.
+pub(crate) fn decode(bytes: &[u8], stamp: Stamp) -> Option<Record<'_>> {
     let mut cursor = Cursor::new(bytes);
     let crc = cursor.u32()?;
     let payload_bytes = cursor.u32()?;
@@ -104,7 +104,7 @@ pub(crate) fn decode(bytes: &[u8], generation: Generation) -> Option<Record<'_>>
     let term = cursor.u64()?;
     let payload = cursor.take(payload_bytes as usize)?;
     let covered = &bytes[4..HEADER_BYTES + payload.len()];
-    if crc32c::crc32c_append(generation.checksum_seed(), covered) != crc || reserved != 0 {
+    if crc32c::crc32c_append(stamp.seed, covered) != crc || reserved != 0 {
         return None;
     }
     let kind = RecordKind::from_code(kind)?;
@@ -115,10 +115,15 @@ pub(crate) fn decode(bytes: &[u8], generation: Generation) -> Option<Record<'_>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
+    use crate::segment::Generation;
+    use crate::slice::SliceId;
     use expect_test::expect;
     use proptest::prelude::*;
 
-    const GENERATION: Generation = Generation(0x0000_0007_0000_0009);
+    fn stamp(ordinal: u32) -> Stamp {
+        Stamp::new(SliceId { cluster: 1, node: 2, shard: 3 }, Generation::new(7, ordinal))
+    }
 
     fn header(payload: &[u8]) -> RecordHeader {
         RecordHeader {
@@ -134,21 +139,29 @@ mod tests {
 
     fn encoded(payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0xee; HEADER_BYTES + payload.len()];
-        encode(&header(payload), payload, GENERATION, &mut bytes);
+        encode(&header(payload), payload, stamp(9), &mut bytes);
         bytes
     }
 
     #[test]
     fn golden_bytes() {
-        let hex: String = encoded(b"payload").iter().map(|byte| format!("{byte:02x}")).collect();
-        expect!["2ea63a480700000001010000040000002211000000000000443300000000000066550000000000007061796c6f6164"].assert_eq(&hex);
+        let dump = golden::dump(&encoded(b"payload"));
+        expect![[r#"
+            0000  6a dd d8 35 07 00 00 00
+            0008  01 01 00 00 04 00 00 00
+            0016  22 11 00 00 00 00 00 00
+            0024  44 33 00 00 00 00 00 00
+            0032  66 55 00 00 00 00 00 00
+            0040  70 61 79 6c 6f 61 64
+        "#]]
+        .assert_eq(&dump);
     }
 
     #[test]
     fn a_record_of_another_generation_is_not_valid() {
         let bytes = encoded(b"payload");
-        assert_eq!(decode(&bytes, GENERATION).unwrap().header, header(b"payload"));
-        assert_eq!(decode(&bytes, Generation(GENERATION.0 + 1)), None);
+        assert_eq!(decode(&bytes, stamp(9)).unwrap().header, header(b"payload"));
+        assert_eq!(decode(&bytes, stamp(10)), None);
     }
 
     proptest! {
@@ -158,15 +171,15 @@ mod tests {
             at in any::<prop::sample::Index>(), flip in 1_u8..
         ) {
             let mut bytes = encoded(&payload);
-            prop_assert_eq!(decode(&bytes, GENERATION).unwrap().payload, &payload[..]);
+            prop_assert_eq!(decode(&bytes, stamp(9)).unwrap().payload, &payload[..]);
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
-            prop_assert_eq!(decode(&bytes, GENERATION), None);
+            prop_assert_eq!(decode(&bytes, stamp(9)), None);
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(&bytes, GENERATION);
+            let _ = decode(&bytes, stamp(9));
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::log::Log;
 use crate::options::Options;
 use crate::replay::Replay;
 use crate::scan::{self, FoundSegment, Met, MetFrame};
+use crate::segment::Stamp;
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
 
 /// What recovery found.
@@ -142,7 +143,8 @@ pub(crate) async fn recover<M: Media>(
     let segments: Vec<_> =
         segments.into_iter().filter(|segment| counts(segment.generation.epoch())).collect();
     let mut assembly = Assembly::new(layout, &newest);
-    let scanned_bytes = scan::scan_segments(media, layout, &segments, |met| assembly.meet(met)).await?;
+    let scanned_bytes =
+        scan::scan_segments(media, layout, slice, &segments, |met| assembly.meet(met)).await?;
     let assembled = assembly.finish();
 
     let next = Anchor {
@@ -159,11 +161,11 @@ pub(crate) async fn recover<M: Media>(
         .filter(|info| info.state != ChunkState::Offline && !assembled.used.contains(&info.id.0))
         .map(|info| (info.wear, info.id.0))
         .collect();
-    let mut generations = vec![None; layout.chunk_count as usize];
+    let mut stamps = vec![None; layout.chunk_count as usize];
     for segment in segments.iter().filter(|segment| assembled.used.contains(&segment.chunk)) {
-        generations[segment.chunk as usize] = Some(segment.generation);
+        stamps[segment.chunk as usize] = Some(Stamp::new(slice, segment.generation));
     }
-    let log = Log::new(*layout, epoch, free, generations);
+    let log = Log::new(*layout, slice, epoch, free, stamps);
     let mut core = Core::new(*layout, epoch, log, assembled.term_max, options);
     let mut recovery = Recovery {
         epoch,
@@ -274,6 +276,7 @@ struct HeldFlush {
 struct HeldFrame {
     segment: FoundSegment,
     header: FrameHeader,
+    stamp: Stamp,
     offset: u32,
     body: Vec<u8>,
 }
@@ -358,6 +361,7 @@ impl<'a> Assembly<'a> {
         held.met.push(HeldFrame {
             segment: frame.segment,
             header: frame.header,
+            stamp: frame.stamp,
             offset: frame.offset,
             body: frame.body.to_vec(),
         });
@@ -409,9 +413,9 @@ impl<'a> Assembly<'a> {
     fn count_held(&mut self) {
         let held = self.current.as_mut().and_then(|progress| progress.held.take());
         for frame in held.into_iter().flat_map(|held| held.met) {
-            let records = frame::decode_body(&frame.header, &frame.body).unwrap_or_default();
-            let HeldFrame { segment, header, offset, ref body } = frame;
-            self.count(&MetFrame { segment, offset, header, body, records: &records });
+            let records = frame::decode_body(&frame.header, frame.stamp, &frame.body).unwrap_or_default();
+            let HeldFrame { segment, header, stamp, offset, ref body } = frame;
+            self.count(&MetFrame { segment, offset, header, stamp, body, records: &records });
         }
     }
 

@@ -12,7 +12,7 @@ use crate::anchor;
 use crate::frame::{self, FrameHeader};
 use crate::pipeline::Pipeline;
 use crate::record::Record;
-use crate::segment::{Generation, SegmentHeader};
+use crate::segment::{Generation, SegmentHeader, Stamp};
 use crate::slice::{LOG_CHUNK_FIRST, Layout, SliceId};
 
 /// Bytes of one read while segments are scanned.
@@ -49,6 +49,7 @@ pub(crate) struct MetFrame<'a> {
     /// Bytes from the start of the chunk to the header.
     pub(crate) offset: u32,
     pub(crate) header: FrameHeader,
+    pub(crate) stamp: Stamp,
     /// The records' bytes.
     pub(crate) body: &'a [u8],
     /// The records, each with its offset in the body.
@@ -126,15 +127,14 @@ pub(crate) async fn find_segments<M: Media>(
         let Some(probe) = pipeline.next().await else { break };
         let (chunk, readable, piece) = probe?;
         bytes_read += piece.bytes.len() as u64;
-        let header = SegmentHeader::decode(&piece.bytes);
-        let header = header.filter(|header| header.slice == slice && header.chunk == chunk);
-        let generation = match header {
-            Some(header) => Some(header.generation),
+        let generation = match SegmentHeader::decode(&piece.bytes) {
+            Some(header) if header.slice == slice && header.chunk == chunk => Some(header.generation),
+            Some(_) => None,
             None if piece.unreadable.is_empty() && piece.bytes.iter().all(|byte| *byte == 0) => None,
-            // Torn, damaged, or somebody else's: only frames can tell.
+            // Torn or damaged: only frames can tell.
             None => {
                 bytes_read += u64::from(readable);
-                newest_generation(media, layout, chunk, readable, &counts).await?
+                newest_generation(media, layout, slice, (chunk, readable), &counts).await?
             }
         };
         segments.extend(generation.map(|generation| FoundSegment { generation, chunk, readable }));
@@ -147,8 +147,8 @@ pub(crate) async fn find_segments<M: Media>(
 async fn newest_generation<M: Media>(
     media: &M,
     layout: &Layout,
-    chunk: u32,
-    readable: u32,
+    slice: SliceId,
+    (chunk, readable): (u32, u32),
     counts: &impl Fn(u32) -> bool,
 ) -> Result<Option<Generation>, MediaError> {
     let mut newest = None;
@@ -157,8 +157,8 @@ async fn newest_generation<M: Media>(
         let piece =
             read_piece(media, layout, chunk, offset, piece_bytes(layout).min(readable - offset)).await?;
         for unit in piece.bytes.chunks(layout.unit_bytes as usize) {
-            newest =
-                newest.max(FrameHeader::claimed_generation(unit).filter(|claimed| counts(claimed.epoch())));
+            let claimed = FrameHeader::claimed_generation(unit, slice);
+            newest = newest.max(claimed.filter(|claimed| counts(claimed.epoch())));
         }
         offset += piece.bytes.len() as u32;
     }
@@ -169,6 +169,7 @@ async fn newest_generation<M: Media>(
 pub(crate) async fn scan_segments<M: Media>(
     media: &M,
     layout: &Layout,
+    slice: SliceId,
     segments: &[FoundSegment],
     mut meet: impl FnMut(Met<'_>),
 ) -> Result<u64, MediaError> {
@@ -193,7 +194,8 @@ pub(crate) async fn scan_segments<M: Media>(
         let (segment, offset, piece) = read?;
         bytes_read += piece.bytes.len() as u64;
         if offset == 0 {
-            walk = Some(Walk { segment, window: Vec::new(), at: 0 });
+            let stamp = Stamp::new(slice, segment.generation);
+            walk = Some(Walk { segment, stamp, window: Vec::new(), at: 0 });
         }
         let current = walk.as_mut().expect("the first piece of a segment starts its walk");
         for unreadable in piece.unreadable {
@@ -208,6 +210,7 @@ pub(crate) async fn scan_segments<M: Media>(
 /// The walk along one segment.
 struct Walk {
     segment: FoundSegment,
+    stamp: Stamp,
     /// Bytes from `at` on, as far as they were read.
     window: Vec<u8>,
     /// Bytes from the start of the chunk; a multiple of the smallest write.
@@ -222,7 +225,7 @@ impl Walk {
         while self.window.len() - from >= unit {
             let rest = &self.window[from..];
             let offset = self.at + from as u32;
-            let header = FrameHeader::decode(rest, self.segment.generation).filter(|header| {
+            let header = FrameHeader::decode(rest, self.stamp).filter(|header| {
                 header.body_bytes <= layout.chunk_bytes - offset - frame::HEADER_BYTES as u32
             });
             let Some(header) = header else {
@@ -233,12 +236,19 @@ impl Walk {
             if body.len() < header.body_bytes as usize && !last {
                 break;
             }
-            let Some(records) = frame::decode_body(&header, body) else {
+            let Some(records) = frame::decode_body(&header, self.stamp, body) else {
                 from += unit;
                 continue;
             };
             let body = &body[..header.body_bytes as usize];
-            meet(Met::Frame(MetFrame { segment: self.segment, offset, header, body, records: &records }));
+            meet(Met::Frame(MetFrame {
+                segment: self.segment,
+                offset,
+                header,
+                stamp: self.stamp,
+                body,
+                records: &records,
+            }));
             from += layout.frame_bytes(header.body_bytes) as usize;
         }
         self.window.drain(..from);

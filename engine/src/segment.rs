@@ -7,9 +7,9 @@
 //! 16  slice id (24 bytes)    60  crc32c of bytes 0..60
 //! ```
 //!
-//! Invariant: a generation never repeats in a slice (the epoch rises at every start, the ordinal within it). It is
-//! mixed into the checksum of every frame and record of the segment, so what an earlier use of the chunk left behind
-//! is never valid.
+//! Invariant: a generation never repeats in a slice (the epoch rises at every start, the ordinal within it). Together
+//! with the slice's identity it is mixed into the checksum of every frame and record of the segment (its *stamp*), so
+//! what an earlier use of the chunk left behind is never valid.
 
 use crate::cursor::Cursor;
 use crate::slice::SliceId;
@@ -34,10 +34,22 @@ impl Generation {
     pub(crate) fn epoch(self) -> u32 {
         (self.0 >> 32) as u32
     }
+}
 
-    /// What checksums of this segment start from.
-    pub(crate) fn checksum_seed(self) -> u32 {
-        crc32c::crc32c(&self.0.to_le_bytes())
+/// What the checksums of one use of a segment start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) generation: Generation,
+    /// The checksum of slice id and generation.
+    pub(crate) seed: u32,
+}
+
+impl Stamp {
+    pub(crate) fn new(slice: SliceId, generation: Generation) -> Self {
+        let mut bytes = Vec::with_capacity(32);
+        slice.encode(&mut bytes);
+        bytes.extend_from_slice(&generation.0.to_le_bytes());
+        Self { generation, seed: crc32c::crc32c(&bytes) }
     }
 }
 
@@ -82,6 +94,7 @@ impl SegmentHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use expect_test::expect;
 
     pub(crate) const HEADER: SegmentHeader = SegmentHeader {
@@ -94,8 +107,18 @@ mod tests {
     fn golden_bytes() {
         let mut bytes = [0; HEADER_BYTES];
         HEADER.encode(&mut bytes);
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        expect!["54524e5345474d540100000001000000100f0e0d0c0b0a090807060504030201020000000300000009000000070000000500000000000000000000002c521314"].assert_eq(&hex);
+        let dump = golden::dump(&bytes);
+        expect![[r#"
+            0000  54 52 4e 53 45 47 4d 54
+            0008  01 00 00 00 01 00 00 00
+            0016  10 0f 0e 0d 0c 0b 0a 09
+            0024  08 07 06 05 04 03 02 01
+            0032  02 00 00 00 03 00 00 00
+            0040  09 00 00 00 07 00 00 00
+            0048  05 00 00 00 00 00 00 00
+            0056  00 00 00 00 2c 52 13 14
+        "#]]
+        .assert_eq(&dump);
         assert_eq!(SegmentHeader::decode(&bytes), Some(HEADER));
     }
 

@@ -63,7 +63,7 @@ impl Layout {
         let Ok(chunk_bytes) = u32::try_from(geometry.chunk_bytes()) else {
             return Err("a chunk must be smaller than 4 GiB");
         };
-        if geometry.chunk_sectors % geometry.ws_min != 0 {
+        if !geometry.chunk_sectors.is_multiple_of(geometry.ws_min) {
             return Err("a chunk must be a whole number of smallest writes");
         }
         let layout = Self {

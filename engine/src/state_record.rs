@@ -78,6 +78,7 @@ impl StateRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use expect_test::expect;
     use proptest::prelude::*;
 
@@ -93,8 +94,19 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hex: String = state().encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        expect!["0100000002000000070000000100000000000000220000000000000001000000000000000100000000000000330000000000000044000000000000006d656d62657273"].assert_eq(&hex);
+        let dump = golden::dump(&state().encode());
+        expect![[r#"
+            0000  01 00 00 00 02 00 00 00
+            0008  07 00 00 00 01 00 00 00
+            0016  00 00 00 00 22 00 00 00
+            0024  00 00 00 00 01 00 00 00
+            0032  00 00 00 00 01 00 00 00
+            0040  00 00 00 00 33 00 00 00
+            0048  00 00 00 00 44 00 00 00
+            0056  00 00 00 00 6d 65 6d 62
+            0064  65 72 73
+        "#]]
+        .assert_eq(&dump);
         assert_eq!(StateRecord::decode(&state().encode()), Some(state()));
     }
 
