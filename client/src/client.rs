@@ -526,6 +526,9 @@ impl Shared {
                 }
             };
             let (pause, refresh) = match action {
+                Action::Done(Response::Error(ErrorReply::OutcomeUnknown)) => {
+                    return Err(Failure::OutcomeUnknown { last: LastProblem(last) });
+                }
                 Action::Done(Response::Error(error)) => return Err(Failure::Refused(error)),
                 Action::Done(reply) => return Ok(reply),
                 Action::RetryAt(target) => {

@@ -58,9 +58,6 @@ impl Failure {
         let unknown = kind != OperationKind::Read && maybe_done;
         match self {
             Failure::TimedOut { last, .. } if unknown => Failure::OutcomeUnknown { last },
-            Failure::Refused(ErrorReply::OutcomeUnknown) if unknown => {
-                Failure::OutcomeUnknown { last: LastProblem(None) }
-            }
             // Whoever deleted it: what was asked for is so.
             Failure::Refused(ErrorReply::NotFound) => Failure::Refused(ErrorReply::NotFound),
             Failure::Refused(error) if unknown => {

@@ -158,7 +158,8 @@ async fn conditional_writes_are_not_repeated_once_sent() {
         client.get("other").await.unwrap();
         fail_first(&cluster, 1, fault.clone());
         let result = client.put_if("k", "v", Condition::Absent).await;
-        assert!(matches!(result, Err(PutError::OutcomeUnknown { .. })), "{fault:?}: {result:?}");
+        let Err(PutError::OutcomeUnknown { last }) = result else { panic!("{fault:?}: {result:?}") };
+        assert!(last.as_deref().unwrap().starts_with("node1:740"), "it says who was asked: {last}");
         let done = matches!(fault, Fault::DoThenClose | Fault::DoThenSilence);
         assert_eq!(client.get("k").await.unwrap().is_some(), done);
 
