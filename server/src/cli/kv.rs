@@ -129,10 +129,12 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 const DEL_EXAMPLES: &str = "\
-Exit code 3: there was nothing to delete.
+Deleting a key that does not exist is no failure, so a script can repeat it; --if-exists makes it one
+(exit code 3).
 
 Examples:
   terrane del greeting
+  terrane del greeting --if-exists
   terrane del counter --if-version 17";
 
 /// Delete a key.
@@ -141,6 +143,9 @@ Examples:
 pub(super) struct DelArgs {
     /// Key
     key: OsString,
+    /// Fail with exit code 3 if the key does not exist
+    #[arg(long, conflicts_with = "if_version")]
+    if_exists: bool,
     /// Only if the key's version is VERSION
     #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
     if_version: Option<u64>,
@@ -153,10 +158,17 @@ pub(super) struct DelArgs {
 
 pub(super) fn del(args: &DelArgs) -> Result<(), Failure> {
     let key = key_bytes(&args.key, args.hex)?;
-    let condition = args.if_version.map_or(Condition::None, Condition::Version);
+    let condition = match (args.if_exists, args.if_version) {
+        (true, _) => Condition::Present,
+        (false, Some(version)) => Condition::Version(version),
+        (false, None) => Condition::None,
+    };
     let connection = Connection::open(&args.target)?;
-    let Some(version) = connection.wait(connection.client.delete_if(&key, condition))? else {
-        return Err(not_found(&key));
+    let version = match connection.wait(connection.client.delete_if(&key, condition)) {
+        Ok(None) | Err(DeleteError::ConditionFailed { current: None }) if args.if_exists => {
+            return Err(not_found(&key));
+        }
+        outcome => outcome?,
     };
     if args.target.json { output::print_json(&json!({ "version": version })) } else { Ok(()) }
 }

@@ -38,7 +38,7 @@ Exit codes:
   0  done
   1  failed; standard error says why
   2  wrong usage
-  3  not found: no such key to get or delete
+  3  not found: no such key to get, or to del --if-exists
   4  the condition of a conditional put or delete did not hold: nothing was written
   5  unavailable: no node or no leader answered in time (a write may or may not have happened)
 

@@ -1,14 +1,20 @@
 //! `terrane start`: one node, in the foreground, until it is told to stop.
 
-use std::io::IsTerminal;
-use std::net::IpAddr;
+use std::io::{self, IsTerminal};
+use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use crate::config::{ByteSize, Config, Pin};
+
+/// How long the kernel may take to free a dead node's ports; milliseconds in practice.
+const PORTS_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks at the ports.
+const PORTS_INTERVAL: Duration = Duration::from_millis(5);
 
 const EXAMPLES: &str = "\
 The device must have been laid out by `terrane format`: a node never starts empty, because a node
@@ -73,8 +79,29 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     args.override_fields(&mut config);
     config.validate()?;
     log_to_standard_error(&config.log)?;
+    wait_for_ports(&config);
     crate::node::run(&config)?;
     Ok(())
+}
+
+/// Waits until no one listens on this node's ports any more, at most [`PORTS_PATIENCE`].
+///
+/// A node that is started again right after it ended would else fail now and then: the kernel takes the
+/// io_uring of a process down after the process is gone, and until then the accepts in it keep the
+/// listening sockets open. Who still listens later is another process, which is the node's to report.
+fn wait_for_ports(config: &Config) {
+    let deadline = Instant::now() + PORTS_PATIENCE;
+    let base = config.own_node().address.port();
+    let ports = base..=base + config.shards as u16;
+    let free = || {
+        ports.clone().all(|port| match TcpListener::bind((config.listen_ip(), port)) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::AddrInUse,
+        })
+    };
+    while !free() && Instant::now() < deadline {
+        std::thread::sleep(PORTS_INTERVAL);
+    }
 }
 
 fn log_to_standard_error(filter: &str) -> anyhow::Result<()> {
