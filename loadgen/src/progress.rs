@@ -82,19 +82,21 @@ impl Live {
                 Goal::Operations(total) => {
                     self.bar.set_position(glance.operations.min(total));
                     let speed = glance.operations as f64 / elapsed.as_secs_f64().max(0.001);
-                    let left = total.saturating_sub(glance.operations) as f64 / speed.max(1.0);
-                    Duration::from_secs_f64(left)
+                    let left = total.saturating_sub(glance.operations) as f64 / speed;
+                    (speed > 0.0).then(|| Duration::from_secs_f64(left))
                 }
                 Goal::Time(window) => {
                     self.bar.set_position(elapsed.min(window).as_millis() as u64);
-                    window.saturating_sub(elapsed)
+                    Some(window.saturating_sub(elapsed))
                 }
             };
             let mut message = format!("{rate}  failed {}", count(glance.failed));
             if glance.broken > 0 {
                 message.push_str(&format!("  BROKEN PROMISES {}", count(glance.broken)));
             }
-            message.push_str(&format!("  {:.0} s left", left.as_secs_f64().ceil()));
+            if let Some(left) = left {
+                message.push_str(&format!("  {:.0} s left", left.as_secs_f64().ceil()));
+            }
             self.bar.set_message(message);
         }
         self.bar.finish_and_clear();
