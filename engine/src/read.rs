@@ -371,3 +371,92 @@ async fn read_once<M: Media>(
         && header.term == wanted.term;
     Ok(same.then(|| (header.entry_kind, Bytes::copy_from_slice(record.payload))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Options;
+    use crate::slice::SliceId;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+    use terrane_ocssd::{Geometry, SimMedia, SimOptions};
+
+    const GROUP: GroupId = GroupId(1);
+    const OTHER: GroupId = GroupId(2);
+
+    /// Every operation of the medium completes at once.
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(out) => out,
+            Poll::Pending => panic!("the medium completes at once"),
+        }
+    }
+
+    /// Two groups with two durable entries each, nothing of it in memory.
+    fn store() -> Store<SimMedia> {
+        let geometry = Geometry {
+            groups: 1,
+            parallel_units: 1,
+            chunks: 8,
+            chunk_sectors: 32,
+            sector_bytes: 512,
+            ws_min: 1,
+            ws_opt: 1,
+            mw_cunits: 0,
+            max_open: 0,
+        };
+        let media = SimMedia::new(geometry, SimOptions::default());
+        let slice = SliceId { cluster: 1, node: 1, shard: 1 };
+        now(Store::format(&media, slice)).unwrap();
+        let (store, _) = now(Store::open(media.clone(), slice, Options::default())).unwrap();
+        for (group, value) in [(GROUP, b"mine"), (OTHER, b"else")] {
+            drop(store.create_group(group, Bytes::new()).unwrap());
+            let put =
+                |key: &[u8]| Entry { term: 1, kind: ENTRY_OPS, payload: op::encode_put(key, value, None) };
+            drop(store.append(group, 1, vec![put(b"k"), put(b"l")]).unwrap());
+            store.apply(group, 2).unwrap();
+        }
+        store.close();
+        now(store.run_flusher()).unwrap();
+        now(Store::open(media, slice, Options::default())).unwrap().0
+    }
+
+    /// Without rule 10 (only the checksum is verified): the value of another key, version or group is returned.
+    #[test]
+    fn rule_10_a_place_that_holds_another_record_is_an_error() {
+        let store = store();
+        let place = |group, key: &[u8]| {
+            store.shared.core.borrow().group(group).unwrap().index.get(key).unwrap().place
+        };
+        assert_eq!(&now(store.get(GROUP, b"l")).unwrap().unwrap().value[..], b"mine");
+        for wrong in [place(GROUP, b"l"), place(OTHER, b"k")] {
+            let mut core = store.shared.core.borrow_mut();
+            let slot = core.slot(GROUP).unwrap() as usize;
+            core.groups[slot].index.repoint(b"k", 1, wrong);
+            drop(core);
+            let read = now(store.get(GROUP, b"k"));
+            assert!(matches!(read, Err(ReadError::Damaged { group: GROUP, index: 1, .. })), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn rule_10_a_record_of_another_life_of_the_group_or_chunk_is_an_error() {
+        let store = store();
+        let mut wanted = {
+            let core = store.shared.core.borrow();
+            let slot = core.slot(GROUP).unwrap();
+            let place = core.groups[slot as usize].index.get(b"k").unwrap().place;
+            core.wanted(slot, 1, place)
+        };
+        assert!(now(read_record(&store.shared, &wanted)).is_ok());
+        wanted.incarnation += 1;
+        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+        wanted.incarnation -= 1;
+        wanted.term += 1;
+        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+        wanted.term -= 1;
+        let next = crate::segment::Generation(wanted.stamp.generation.0 + 1);
+        wanted.stamp = Stamp::new(store.shared.slice, next);
+        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+    }
+}

@@ -203,3 +203,133 @@ impl ReplayedGroup {
         Some(Replayed { group, waiting, state_epoch: newest.epoch })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lineage::TermRun;
+    use crate::record::RecordHeader;
+
+    const GROUP: GroupId = GroupId(1);
+
+    /// Feeds records as frames would bring them.
+    #[derive(Default)]
+    struct Feed {
+        replay: Replay,
+        written: u32,
+    }
+
+    impl Feed {
+        fn record(&mut self, header: RecordHeader, payload: &[u8]) -> Result<(), Unreadable> {
+            self.written += 1;
+            let place = Place { chunk: 2, offset: self.written, length: 1 };
+            let header = RecordHeader { payload_bytes: payload.len() as u32, ..header };
+            self.replay.record(1, &Record { header, payload, crc: 0 }, place)
+        }
+
+        fn entry(&mut self, incarnation: u32, index: u64, term: u64, key: &str) {
+            let payload = op::encode_put(key.as_bytes(), b"value", None);
+            let header = header(RecordKind::Entry, incarnation, index, term);
+            self.record(header, &payload).unwrap();
+        }
+
+        fn state(&mut self, incarnation: u32, commit: u64, runs: &[(u64, u64)]) {
+            let state = StateRecord {
+                suspect: false,
+                first_index: 1,
+                vote: 0,
+                runs: runs.iter().map(|&(term, first)| TermRun { term, first }).collect(),
+                membership: Bytes::new(),
+            };
+            self.record(header(RecordKind::State, incarnation, commit, 9), &state.encode()).unwrap();
+        }
+
+        /// The one group: incarnation, last index, applied keys with their versions.
+        fn finish(self) -> (u32, u64, Vec<(String, u64)>) {
+            let [replayed] = &self.replay.finish()[..] else { panic!("one group") };
+            let keys = replayed.group.index.range(std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+            let keys = keys.map(|(key, located)| (String::from_utf8(key.to_vec()).unwrap(), located.version));
+            let last = replayed.group.last_index + replayed.waiting.len() as u64;
+            (replayed.group.incarnation, last, keys.collect())
+        }
+    }
+
+    fn header(kind: RecordKind, incarnation: u32, index: u64, term: u64) -> RecordHeader {
+        RecordHeader { payload_bytes: 0, kind, entry_kind: ENTRY_OPS, incarnation, group: GROUP, index, term }
+    }
+
+    fn keys(list: &[(&str, u64)]) -> Vec<(String, u64)> {
+        list.iter().map(|(key, version)| (key.to_string(), *version)).collect()
+    }
+
+    /// Without rule 3 (the incarnation is not compared): entry 3 of the old life continues the new log.
+    #[test]
+    fn rule_3_only_the_incarnation_that_the_newest_state_names_counts() {
+        let mut feed = Feed::default();
+        feed.state(1, 0, &[(1, 1)]);
+        for index in 1..=3 {
+            feed.entry(1, index, 1, "old");
+        }
+        feed.state(1, 2, &[(1, 1)]);
+        feed.state(2, 0, &[(1, 1)]);
+        feed.entry(2, 1, 1, "new");
+        // A record of the old life again, as cleaning may write one.
+        feed.entry(1, 2, 1, "old");
+        feed.state(2, 1, &[(1, 1)]);
+        assert_eq!(feed.finish(), (2, 1, keys(&[("new", 1)])));
+    }
+
+    /// The state record of the new life was lost with a damaged frame, a later one was not.
+    #[test]
+    fn rule_3_entries_may_be_met_before_the_state_that_names_their_incarnation() {
+        let mut feed = Feed::default();
+        feed.state(1, 0, &[(1, 1)]);
+        feed.entry(1, 1, 1, "old");
+        feed.state(1, 1, &[(1, 1)]);
+        feed.entry(2, 1, 1, "new");
+        feed.entry(2, 2, 1, "newer");
+        feed.state(2, 2, &[(1, 1)]);
+        assert_eq!(feed.finish(), (2, 2, keys(&[("new", 1), ("newer", 2)])));
+    }
+
+    /// Without rule 2 (the term is not compared): the key of term 2 is applied at index 2.
+    #[test]
+    fn rule_2_among_several_entries_of_an_index_the_lineage_chooses() {
+        let mut feed = Feed::default();
+        feed.state(1, 0, &[(1, 1)]);
+        feed.entry(1, 1, 1, "one");
+        feed.entry(1, 2, 1, "mine");
+        feed.state(1, 0, &[(1, 1), (2, 2)]);
+        feed.entry(1, 2, 2, "theirs");
+        // A third leader had the first one's entry.
+        feed.state(1, 2, &[(1, 1), (3, 3)]);
+        assert_eq!(feed.finish(), (1, 2, keys(&[("mine", 2), ("one", 1)])));
+    }
+
+    #[test]
+    fn the_log_ends_before_the_first_hole_and_goes_on_once_it_is_filled() {
+        let mut feed = Feed::default();
+        feed.state(1, 0, &[(1, 1)]);
+        feed.entry(1, 1, 1, "one");
+        feed.entry(1, 3, 1, "three");
+        feed.state(1, 3, &[(1, 1)]);
+        let mut filled = Feed { replay: feed.replay, written: feed.written };
+        filled.entry(1, 2, 1, "two");
+        assert_eq!(filled.finish(), (1, 3, keys(&[("one", 1), ("three", 3), ("two", 2)])));
+
+        let mut feed = Feed::default();
+        feed.entry(1, 1, 1, "one");
+        feed.entry(1, 3, 1, "three");
+        feed.state(1, 3, &[(1, 1)]);
+        assert_eq!(feed.finish(), (1, 1, keys(&[("one", 1)])));
+    }
+
+    #[test]
+    fn records_that_make_no_sense_are_reported() {
+        let mut feed = Feed::default();
+        assert_eq!(feed.record(header(RecordKind::State, 1, 0, 1), b"nonsense"), Err(Unreadable));
+        assert_eq!(feed.record(header(RecordKind::Entry, 1, 1, 1), b"nonsense"), Err(Unreadable));
+        assert_eq!(feed.record(header(RecordKind::Entry, 1, 0, 1), b""), Err(Unreadable));
+        assert!(feed.replay.finish().is_empty());
+    }
+}

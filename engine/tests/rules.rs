@@ -99,7 +99,7 @@ fn rule_2_a_lineage_that_recovery_cut_is_written_before_the_next_entry() {
     let other = node.store.create_group(GroupId(6), Bytes::new()).unwrap();
     node.wait(other);
     let others = node.store.append(GroupId(6), 1, vec![put(1, "k", &[7; 5000])]).unwrap();
-    let _ = node.store.append(GROUP, 2, vec![put(2, "k", b"theirs")]).unwrap();
+    drop(node.store.append(GROUP, 2, vec![put(2, "k", b"theirs")]).unwrap());
     node.wait(others);
     node.executor.settle();
     let media = node.media.clone();
@@ -331,7 +331,7 @@ fn what_recovery_saw_is_durable() {
         node.wait(created);
         // A flush of two frames, volatile until the device is flushed; the process dies right before that.
         let large = vec![7; 9000];
-        let _ = node.store.append(GROUP, 1, vec![put(1, "k", &large), put(1, "k", &large)]).unwrap();
+        drop(node.store.append(GROUP, 1, vec![put(1, "k", &large), put(1, "k", &large)]).unwrap());
         let writes = media.operations();
         while media.operations() < writes + 3 {
             assert!(node.executor.round());
