@@ -22,9 +22,9 @@ use terrane_raft::{
 const MS: u64 = 1_000_000;
 const ELECTION: u64 = 100 * MS;
 const DRIFT_PPM: u32 = 50_000;
-const STORM: u64 = 5_000 * MS;
+const STORM: u64 = 15_000 * MS;
 const CALM: u64 = 4_000 * MS;
-const SEEDS: u64 = 1_500;
+const SEEDS: u64 = 400;
 
 /// A clock that runs fast or slow, and shows some other time.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,8 @@ enum Event {
     Propose,
     Read,
     Fault,
+    Heal,
+    Restart { id: PeerId },
 }
 
 #[derive(Debug)]
@@ -63,6 +65,8 @@ struct Node {
     /// Counts starts, so that events of an earlier life are void.
     life: u64,
     paused_until: u64,
+    /// Writes that have a time at which they complete.
+    writes_planned: usize,
     disk_free_at: u64,
     report_free_at: u64,
 }
@@ -147,6 +151,8 @@ struct Storm {
     loss_percent: u32,
     double_percent: u32,
     delay_max: u64,
+    /// Between faults.
+    calm_max: u64,
     disk_max: u64,
     over: bool,
     damaged: Option<PeerId>,
@@ -180,6 +186,7 @@ impl Storm {
             loss_percent: rng.random_range(0..15),
             double_percent: rng.random_range(0..10),
             delay_max: [MS, 5 * MS, 40 * MS][rng.random_range(0..3usize)],
+            calm_max: [40 * MS, 200 * MS, 600 * MS][rng.random_range(0..3usize)],
             disk_max: [MS, 10 * MS, 60 * MS][rng.random_range(0..3usize)],
             over: false,
             damaged: None,
@@ -209,6 +216,7 @@ impl Storm {
                 },
                 life: 0,
                 paused_until: 0,
+                writes_planned: 0,
                 disk_free_at: 0,
                 report_free_at: 0,
             };
@@ -230,6 +238,7 @@ impl Storm {
         let node = self.nodes.get_mut(&id).expect("a member");
         node.life += 1;
         node.paused_until = 0;
+        node.writes_planned = 0;
         node.disk_free_at = self.now;
         node.report_free_at = self.now;
         node.replica.start(node.clock.local(self.now), applied, rejoining);
@@ -316,6 +325,7 @@ impl Storm {
                 if node.life != life || !node.replica.disk.complete_one() {
                     return;
                 }
+                node.writes_planned -= 1;
                 let disk = &node.replica.disk;
                 if let Some((first, _)) = disk.unreported.back().and_then(|write| write.append.as_ref()) {
                     self.laws.on_stored(&disk.log, *first);
@@ -377,63 +387,84 @@ impl Storm {
             Event::Fault => {
                 if !self.over {
                     self.fault();
-                    let after = self.rng.random_range(0..80 * MS);
+                    let after = self.rng.random_range(0..self.calm_max);
                     self.schedule(after, Event::Fault);
+                }
+            }
+            Event::Heal => self.cut.clear(),
+            Event::Restart { id } => {
+                if self.nodes[&id].replica.node.is_none() {
+                    self.restart(id);
                 }
             }
         }
     }
 
+    /// Something breaks, most often at the leader, and mends again after a while.
     fn fault(&mut self) {
         let all: Vec<PeerId> = self.nodes.keys().copied().collect();
-        let running = self.running();
-        let Some(id) = self.any(&all) else { return };
+        let leader = all.iter().copied().find(|id| self.role(*id) == Role::Leader);
+        let any = self.any(&all).expect("there are members");
         let other = self.any(&all).expect("there are members");
-        let leader = running.iter().copied().find(|id| self.role(*id) == Role::Leader);
-        match self.rng.random_range(0..14u32) {
-            0 => {
-                self.cut.insert((id, other));
-            }
-            1 | 2 => {
+        let victim = if self.rng.random_range(0..3u32) == 0 { any } else { leader.unwrap_or(any) };
+        let lasts = self.rng.random_range(0..4 * ELECTION);
+        match self.rng.random_range(0..16u32) {
+            0..=2 => {
                 for peer in &all {
-                    self.cut.insert((id, *peer));
-                    self.cut.insert((*peer, id));
+                    self.cut.insert((victim, *peer));
+                    self.cut.insert((*peer, victim));
                 }
+                self.schedule(lasts, Event::Heal);
             }
             3 => {
-                // Two halves.
-                for (position, a) in all.iter().enumerate() {
-                    for (other, b) in all.iter().enumerate() {
-                        if position % 2 != other % 2 {
-                            self.cut.insert((*a, *b));
-                        }
+                // Deaf, or mute.
+                let deaf = self.rng.random_range(0..2u32) == 0;
+                for peer in &all {
+                    self.cut.insert(if deaf { (*peer, victim) } else { (victim, *peer) });
+                }
+                self.schedule(lasts, Event::Heal);
+            }
+            4 => {
+                self.cut.insert((any, other));
+                self.cut.insert((other, any));
+                self.schedule(lasts, Event::Heal);
+            }
+            5 => {
+                // Two parts, with the leader in either.
+                let side: BTreeSet<PeerId> =
+                    all.iter().copied().filter(|_| self.rng.random_range(0..2u32) == 0).collect();
+                for a in &all {
+                    for b in all.iter().filter(|b| side.contains(a) != side.contains(b)) {
+                        self.cut.insert((*a, *b));
                     }
                 }
+                self.schedule(lasts, Event::Heal);
             }
-            4..=6 => self.cut.clear(),
-            7 => self.crash(id),
-            8 => self.crash(leader.unwrap_or(id)),
+            6..=8 => self.crash(victim),
             9 => {
-                if self.nodes[&id].replica.node.is_none() {
-                    self.restart(id);
+                // The power fails for all of them.
+                for id in &all {
+                    self.crash(*id);
                 }
             }
-            10 => {
-                let pause = self.rng.random_range(0..3 * ELECTION);
-                let node = self.nodes.get_mut(&leader.unwrap_or(id)).expect("a member");
-                node.paused_until = self.now + pause;
+            10 | 11 => {
+                let node = self.nodes.get_mut(&victim).expect("a member");
+                node.paused_until = self.now + lasts;
             }
-            11 => {
-                let to = self.rng.random_range(0..2u32) == 0;
+            12 | 13 => {
+                let chosen = self.rng.random_range(0..2u32) == 0;
                 if let Some(leader) = leader {
                     let mut started = false;
                     self.call(leader, |raft, now| {
-                        started = raft.transfer_leader(now, to.then_some(other)).is_ok();
+                        started = raft.transfer_leader(now, chosen.then_some(other)).is_ok();
                     });
                     self.tally.transfers += u64::from(started);
                 }
             }
-            12 => self.call(id, |raft, now| raft.campaign(now)),
+            14 => {
+                self.call(any, |raft, now| raft.campaign(now));
+                self.call(other, |raft, now| raft.campaign(now));
+            }
             _ => {
                 if let Some(leader) = leader {
                     self.call(leader, |raft, now| raft.report_unreachable(now, other));
@@ -454,6 +485,8 @@ impl Storm {
         node.life += 1;
         node.replica.crash();
         self.tally.crashes += 1;
+        let after = self.rng.random_range(0..2 * ELECTION);
+        self.schedule(after, Event::Restart { id });
         if self.damaged.is_none() && self.membership.voters.len() > 2 && self.rng.random_range(0..4u32) == 0 {
             self.damage(id);
         }
@@ -547,14 +580,11 @@ impl Storm {
 
     /// Every write handed over has a time at which it completes, in order.
     fn feed_disk(&mut self, id: PeerId) {
-        let planned =
-            self.events.values().filter(|event| {
-                matches!(event, Event::DiskDone { id: of, life } if *of == id && *life == self.nodes[&id].life)
-            });
-        let planned = planned.count();
-        for _ in planned..self.nodes[&id].replica.disk.writing.len() {
+        let node = &self.nodes[&id];
+        for _ in node.writes_planned..node.replica.disk.writing.len() {
             let takes = self.rng.random_range(0..self.disk_max);
             let node = self.nodes.get_mut(&id).expect("a member");
+            node.writes_planned += 1;
             node.disk_free_at = node.disk_free_at.max(self.now) + takes;
             let (after, life) = (node.disk_free_at - self.now, node.life);
             self.schedule(after, Event::DiskDone { id, life });
