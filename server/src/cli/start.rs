@@ -114,3 +114,45 @@ fn log_to_standard_error(filter: &str) -> anyhow::Result<()> {
         .try_init()
         .map_err(|error| anyhow::anyhow!("cannot log to standard error: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn overridden(flags: &[&str]) -> Config {
+        let line = Line::parse_from(["start", "--config", "f"].iter().chain(flags));
+        let mut config = Config::parse(&Config::example()).expect("the example parses");
+        line.args.override_fields(&mut config);
+        config
+    }
+
+    #[test]
+    fn flags_override_the_file_and_only_where_they_are_given() {
+        assert_eq!(overridden(&[]), Config::parse(&Config::example()).expect("the example parses"));
+        let config = overridden(&[
+            "--data",
+            "/dev/x",
+            "--listen",
+            "0.0.0.0",
+            "--cache-bytes",
+            "1MiB",
+            "--pin",
+            "false",
+            "--nosync",
+            "--log",
+            "debug",
+        ]);
+        assert_eq!(config.data, PathBuf::from("/dev/x"));
+        assert_eq!(config.listen, Some(IpAddr::from([0, 0, 0, 0])));
+        assert_eq!((config.cache_bytes, config.pin), (1 << 20, Pin::Never));
+        assert!(config.nosync);
+        assert_eq!(config.log, "debug");
+    }
+}
