@@ -135,9 +135,9 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one server may take to answer before another is asked. Default 2 s. Shorter notices a frozen
-    /// server sooner, and repeats more requests of a merely slow one. Does not apply to conditional writes, which
-    /// are not repeated once sent.
+    /// How long one server may take to answer a read before another is asked. Default 2 s. Shorter notices a
+    /// frozen server sooner, and repeats more requests of a merely slow one. Writes are not sent elsewhere while
+    /// a server may yet execute them, so they wait for the whole [`timeout`](ClientBuilder::timeout).
     pub fn attempt_timeout(mut self, timeout: Duration) -> ClientBuilder {
         self.attempt_timeout = timeout;
         self
@@ -495,7 +495,7 @@ impl Shared {
                 consistency,
                 map_version,
             };
-            let attempt_deadline = if operation.may_be_repeated_after_loss() {
+            let attempt_deadline = if operation.may_be_repeated_after_silence() {
                 deadline.min(Instant::now() + self.settings.attempt_timeout)
             } else {
                 deadline
@@ -520,9 +520,9 @@ impl Shared {
                     }
                     action
                 }
-                Err(loss) => {
-                    last = Some(loss.why.to_string());
-                    self.routing().on_lost(operation, &target, loss.maybe_sent)
+                Err(lost) => {
+                    last = Some(lost.why.to_string());
+                    self.routing().on_lost(operation, &target, lost.loss)
                 }
             };
             let (pause, refresh) = match action {
@@ -640,7 +640,7 @@ impl Shared {
                 Ok(reply) => Ok(reply),
                 Err(error) => Err(NodeError::Protocol { why: error.to_string() }),
             },
-            Err(loss) => Err(NodeError::Unreachable { why: loss.why.to_string() }),
+            Err(lost) => Err(NodeError::Unreachable { why: lost.why.to_string() }),
         }
     }
 }

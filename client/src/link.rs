@@ -11,6 +11,7 @@
 //! - A loss says truthfully whether the request may have reached the server: it certainly did not while its bytes
 //!   were still in the outgoing buffer of a connection that ended.
 
+use crate::routing::Loss;
 use crate::wire::{BODY_BYTES_MAX, FrameDecoder, Header, Response};
 use bytes::{Bytes, BytesMut};
 use std::fmt;
@@ -67,13 +68,12 @@ impl fmt::Display for Reason {
 
 /// A request that got no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Loss {
-    /// Whether the server may have received it.
-    pub(crate) maybe_sent: bool,
+pub(crate) struct Lost {
+    pub(crate) loss: Loss,
     pub(crate) why: Reason,
 }
 
-type Answer = Result<(Header, Bytes), Loss>;
+type Answer = Result<(Header, Bytes), Lost>;
 
 /// A connection, alive while somebody holds it.
 pub(crate) struct Link {
@@ -154,14 +154,14 @@ impl Link {
                 Ok(Ok(place)) => place,
                 // Closed only when the connection is lost.
                 Ok(Err(_)) => return Err(shared.unsent()),
-                Err(_) => return Err(shared.unanswered(false)),
+                Err(_) => return Err(shared.unanswered(Loss::Unsent)),
             },
         };
         let (caller, answer) = oneshot::channel();
         let (mut request, heard_before) = {
             let mut state = shared.lock();
             if let Some(why) = &state.lost {
-                return Err(Loss { maybe_sent: false, why: why.clone() });
+                return Err(Lost { loss: Loss::Unsent, why: why.clone() });
             }
             let id = state.occupy(caller);
             let first = state.out.is_empty();
@@ -179,7 +179,7 @@ impl Link {
                 answer
             }
             // The slot's sender is only dropped unused together with the slot's occupant: with us.
-            Ok(Err(_)) => Err(shared.unanswered(true)),
+            Ok(Err(_)) => Err(shared.unanswered(Loss::Silent)),
             Err(_) => {
                 {
                     let mut state = shared.lock();
@@ -187,7 +187,7 @@ impl Link {
                 }
                 drop(request);
                 // Its bytes may still be sent, even if they have not been yet.
-                Err(shared.unanswered(true))
+                Err(shared.unanswered(Loss::Silent))
             }
         }
     }
@@ -224,13 +224,13 @@ impl Shared {
         Reason(format!("{}: {what}", self.address).into())
     }
 
-    fn unsent(&self) -> Loss {
+    fn unsent(&self) -> Lost {
         let why = self.lock().lost.clone();
-        Loss { maybe_sent: false, why: why.unwrap_or_else(|| self.reason("closed")) }
+        Lost { loss: Loss::Unsent, why: why.unwrap_or_else(|| self.reason("closed")) }
     }
 
-    fn unanswered(&self, maybe_sent: bool) -> Loss {
-        Loss { maybe_sent, why: self.reason("no answer in time") }
+    fn unanswered(&self, loss: Loss) -> Lost {
+        Lost { loss, why: self.reason("no answer in time") }
     }
 
     /// Ends the connection: every caller learns whether its request may have been sent.
@@ -245,13 +245,16 @@ impl Shared {
         let waiting: Vec<_> = state
             .slots
             .iter_mut()
-            .filter_map(|slot| slot.caller.take().map(|caller| (caller, slot.batch < batches)))
+            .filter_map(|slot| {
+                let loss = if slot.batch < batches { Loss::Broken } else { Loss::Unsent };
+                slot.caller.take().map(|caller| (caller, loss))
+            })
             .collect();
         drop(state);
         self.places.close();
-        for (caller, maybe_sent) in waiting {
+        for (caller, loss) in waiting {
             // A caller that gave up meanwhile needs no answer.
-            let _ = caller.send(Err(Loss { maybe_sent, why: why.clone() }));
+            let _ = caller.send(Err(Lost { loss, why: why.clone() }));
         }
     }
 }
@@ -480,7 +483,7 @@ mod tests {
         let first = ping(&fixture.link);
         let mut far = fixture.far_ends.recv().await.unwrap();
         let late = next_request(&mut far).await;
-        assert!(first.await.unwrap().unwrap_err().maybe_sent);
+        assert_eq!(first.await.unwrap().unwrap_err().loss, Loss::Silent);
 
         let second = ping(&fixture.link);
         let id = next_request(&mut far).await;
@@ -503,16 +506,14 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(1)).await;
         drop(far);
         for call in first {
-            assert!(call.await.unwrap().unwrap_err().maybe_sent);
+            assert_eq!(call.await.unwrap().unwrap_err().loss, Loss::Broken);
         }
         for call in second {
-            assert!(!call.await.unwrap().unwrap_err().maybe_sent);
+            assert_eq!(call.await.unwrap().unwrap_err().loss, Loss::Unsent);
         }
         assert!(!fixture.link.is_usable());
-        assert!(
-            !ping(&fixture.link).await.unwrap().unwrap_err().maybe_sent,
-            "a lost connection takes nothing"
-        );
+        let refused = ping(&fixture.link).await.unwrap().unwrap_err();
+        assert_eq!(refused.loss, Loss::Unsent, "a lost connection takes nothing");
     }
 
     #[tokio::test(start_paused = true)]

@@ -288,12 +288,26 @@ impl PartitionMap {
 pub enum OperationKind {
     /// Changes nothing: repeated at will.
     Read,
-    /// An unconditional write: repeated even if an earlier sending may have been done. It then happens at least
-    /// once, and a write of another client that came in between is overwritten.
+    /// An unconditional write: repeated when the connection broke, even if an earlier sending may have been done
+    /// by then. It then happens at least once, and a write of another client that came in between is overwritten.
+    /// Not repeated after mere silence: see [`Loss::Silent`].
     Write,
     /// A conditional write: its repetition would be judged by the outcome of its first sending, so it is only
     /// repeated when that certainly had none.
     ConditionalWrite,
+}
+
+/// How an attempt came to have no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The server certainly did not receive the request.
+    Unsent,
+    /// The connection broke after the request may have been received. Whatever the server did with it, it did, or
+    /// proposed, before it can receive the next: a repetition comes after it in the log, or it is in no log at all.
+    Broken,
+    /// Nothing came in time, but the connection stands. The request may still wait in front of the server, and be
+    /// executed after a repetition, and even after what this client writes next: a write must not be repeated.
+    Silent,
 }
 
 /// One operation on its way, over as many attempts as it takes.
@@ -329,9 +343,10 @@ impl Operation {
         self.kind
     }
 
-    /// Whether it may be sent again although an earlier sending may have been received.
-    pub fn may_be_repeated_after_loss(&self) -> bool {
-        self.kind != OperationKind::ConditionalWrite
+    /// Whether it may be sent to another server while an earlier one may yet execute it ([`Loss::Silent`]): if not,
+    /// there is no point in waiting for one server for less than the whole time.
+    pub fn may_be_repeated_after_silence(&self) -> bool {
+        self.kind == OperationKind::Read
     }
 
     /// Whether a write may have been done by an attempt whose answer never came. If the operation then ends
@@ -517,12 +532,16 @@ impl Routing {
     }
 
     /// The attempt at `from` brought no answer: the connection failed or was lost, or nothing came in time.
-    /// `maybe_sent`: whether `from` may have received the request.
-    pub fn on_lost(&mut self, operation: &mut Operation, from: &Target, maybe_sent: bool) -> Action {
+    pub fn on_lost(&mut self, operation: &mut Operation, from: &Target, loss: Loss) -> Action {
         self.turn_from(operation, from);
-        if maybe_sent {
+        if loss != Loss::Unsent {
             operation.lose();
-            if operation.kind == OperationKind::ConditionalWrite {
+            let repeatable = match operation.kind {
+                OperationKind::Read => true,
+                OperationKind::Write => loss == Loss::Broken,
+                OperationKind::ConditionalWrite => false,
+            };
+            if !repeatable {
                 return Action::Done(Response::Error(ErrorReply::OutcomeUnknown));
             }
         }
@@ -635,7 +654,7 @@ mod tests {
         assert_eq!(address(&routing, 0), "moved:9000");
         // When it does not answer there, the replicas take turns again.
         let moved = routing.target(TABLE, 0).unwrap();
-        routing.on_lost(&mut operation(OperationKind::Read), &moved, false);
+        routing.on_lost(&mut operation(OperationKind::Read), &moved, Loss::Unsent);
         assert_eq!(address(&routing, 0), "10.0.0.1:7401");
     }
 
@@ -687,7 +706,7 @@ mod tests {
         let old = routing.target(TABLE, 0).unwrap();
         reply(&mut routing, &mut operation(OperationKind::Read), &old, not_leader(3, ""));
         // A second operation's loss at the old leader arrives later.
-        routing.on_lost(&mut operation(OperationKind::Read), &old, true);
+        routing.on_lost(&mut operation(OperationKind::Read), &old, Loss::Broken);
         assert_eq!(address(&routing, 0), "10.0.0.3:7401");
     }
 
@@ -700,7 +719,7 @@ mod tests {
             loop {
                 let from = routing.target(TABLE, 0).unwrap();
                 asked.push(from.node.unwrap().0);
-                match routing.on_lost(&mut lost, &from, true) {
+                match routing.on_lost(&mut lost, &from, Loss::Broken) {
                     Action::RetryAt(target) => assert_eq!(target, routing.target(TABLE, 0).unwrap()),
                     Action::BackOff(_) => break,
                     other => panic!("{other:?}"),
@@ -718,10 +737,14 @@ mod tests {
         let from = routing.target(TABLE, 0).unwrap();
 
         let mut put = operation(OperationKind::ConditionalWrite);
-        assert!(matches!(routing.on_lost(&mut put, &from, false), Action::RetryAt(_)));
+        assert!(matches!(routing.on_lost(&mut put, &from, Loss::Unsent), Action::RetryAt(_)));
         assert!(!put.maybe_done());
-        assert_eq!(routing.on_lost(&mut put, &from, true), unknown);
+        assert_eq!(routing.on_lost(&mut put, &from, Loss::Broken), unknown);
         assert!(put.maybe_done());
+        assert_eq!(
+            routing.on_lost(&mut operation(OperationKind::ConditionalWrite), &from, Loss::Silent),
+            unknown
+        );
 
         for error in [ErrorReply::OutcomeUnknown, ErrorReply::StorageFailed] {
             let mut put = operation(OperationKind::ConditionalWrite);
@@ -741,6 +764,19 @@ mod tests {
             assert!(!matches!(reply(&mut routing, &mut put, &from, error), Action::Done(_)));
             assert!(!put.maybe_done());
         }
+    }
+
+    #[test]
+    fn a_write_is_not_repeated_while_it_may_yet_be_executed() {
+        let mut routing = routing();
+        let from = routing.target(TABLE, 0).unwrap();
+        let mut put = operation(OperationKind::Write);
+        let unknown = Action::Done(Response::Error(ErrorReply::OutcomeUnknown));
+        assert_eq!(routing.on_lost(&mut put, &from, Loss::Silent), unknown);
+        assert!(put.maybe_done());
+        let mut get = operation(OperationKind::Read);
+        let from = routing.target(TABLE, 0).unwrap();
+        assert!(matches!(routing.on_lost(&mut get, &from, Loss::Silent), Action::RetryAt(_)));
     }
 
     #[test]

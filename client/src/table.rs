@@ -65,8 +65,9 @@ impl Table {
 
     /// Writes a key. Resolves with its new version once the write is durable on a majority of its replicas.
     ///
-    /// A write whose answer is lost is sent again: it may be done twice (with two versions), and a write of
-    /// another client that came in between is overwritten. [`Table::put_if`] never does this.
+    /// A write whose connection breaks before the answer is sent again: it may be done twice (with two versions), and
+    /// a write of another client that came in between is overwritten. [`Table::put_if`] never does this. A write that
+    /// a server has received and stays silent about is not sent again: it gives [`PutError::OutcomeUnknown`].
     ///
     /// # Errors
     /// See [`PutError`]. Dropping the future, too, leaves it open whether the value was written.
@@ -108,7 +109,7 @@ impl Table {
     /// `None`: there was nothing to delete. (A server may as well record the deletion of a key that does not exist,
     /// and give its version; to know, delete with [`Condition::Present`].)
     ///
-    /// Like a put, a delete whose answer is lost is sent again: it may then find its own work done and give
+    /// Like a put, a delete whose connection breaks is sent again: it may then find its own work done and give
     /// `None`.
     ///
     /// # Errors

@@ -129,16 +129,23 @@ async fn a_connection_that_is_never_completed_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_and_plain_writes_survive_lost_answers() {
+async fn reads_survive_lost_answers() {
     for fault in [Fault::Close, Fault::DoThenClose, Fault::Silence, Fault::DoThenSilence] {
         let cluster = MemoryCluster::new(SHAPE);
         let client = cluster.client().await.unwrap();
+        client.put("k", "v").await.unwrap();
+        fail_first(&cluster, 1, fault);
+        assert_eq!(client.get("k").await.unwrap().unwrap().value, "v");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_writes_survive_broken_connections() {
+    for fault in [Fault::Close, Fault::DoThenClose] {
+        let cluster = MemoryCluster::new(SHAPE);
+        let client = cluster.client().await.unwrap();
         client.put("k", "before").await.unwrap();
-
-        fail_first(&cluster, 1, fault.clone());
-        assert_eq!(client.get("k").await.unwrap().unwrap().value, "before");
-
-        let done = matches!(fault, Fault::DoThenClose | Fault::DoThenSilence);
+        let done = fault == Fault::DoThenClose;
         fail_first(&cluster, 1, fault.clone());
         let version = client.put("k", "after").await.unwrap();
         assert_eq!(version, if done { 3 } else { 2 }, "{fault:?}: at least once, and said so");
@@ -147,6 +154,21 @@ async fn reads_and_plain_writes_survive_lost_answers() {
         fail_first(&cluster, 1, fault.clone());
         assert_eq!(client.delete("k").await.unwrap().is_none(), done, "{fault:?}");
         assert_eq!(client.get("k").await, Ok(None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_writes_are_not_repeated_while_a_server_may_yet_do_them() {
+    for fault in [Fault::Silence, Fault::DoThenSilence] {
+        let cluster = MemoryCluster::new(SHAPE);
+        let client = cluster.client().await.unwrap();
+        let done = fault == Fault::DoThenSilence;
+        fail_first(&cluster, 1, fault);
+        let start = Instant::now();
+        let PutError::OutcomeUnknown { last } = client.put("k", "v").await.unwrap_err() else { panic!() };
+        assert_eq!(start.elapsed(), Duration::from_secs(5), "the whole time is given to the one server");
+        assert!(last.as_deref().unwrap().contains("no answer in time"), "{last}");
+        assert_eq!(client.get("k").await.unwrap().map(|value| value.version), done.then_some(1));
     }
 }
 
