@@ -165,7 +165,7 @@ impl Core {
         self.record_bytes_max - record::HEADER_BYTES as u32
     }
 
-    fn state_cost(&self, payload_bytes: u64) -> u64 {
+    pub(crate) fn state_cost(&self, payload_bytes: u64) -> u64 {
         self.log.record_cost(record::HEADER_BYTES as u32 + payload_bytes as u32)
     }
 

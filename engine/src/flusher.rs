@@ -92,17 +92,23 @@ impl Buffers {
 impl Core {
     /// Takes what the next flush writes: every wanted state, then entries up to `bytes_max`.
     fn take_flush(&mut self, bytes_max: u32) -> Option<Flush> {
-        let wanted = |slot: &u32| self.groups[*slot as usize].state_pending == StatePending::Wanted;
-        if self.pending.is_empty() && !self.states_pending.iter().any(wanted) {
+        let wanted =
+            |core: &Self, slot: &u32| core.groups[*slot as usize].state_pending == StatePending::Wanted;
+        if self.pending.is_empty() && !self.states_pending.iter().any(|slot| wanted(self, slot)) {
             return None;
         }
         let mut records = Vec::new();
         let mut states = Vec::new();
-        for slot in std::mem::take(&mut self.states_pending) {
-            let group = &self.groups[slot as usize];
+        let mut slots = std::mem::take(&mut self.states_pending);
+        slots.sort_by_key(|slot| !wanted(self, slot));
+        let (mut cost, mut largest) = (0, 0);
+        for slot in slots {
+            let state_cost = self.state_cost(self.groups[slot as usize].state_bytes(0));
             // Marks were not admitted: they go along only where there is room beyond what was.
-            let along = group.state_pending == StatePending::Along;
-            if !along || self.chunks_left_after_state(group.state_bytes(0)) >= 0 {
+            let fits =
+                wanted(self, &slot) || self.chunks_left(cost + state_cost, state_cost.max(largest)) >= 0;
+            if fits {
+                (cost, largest) = (cost + state_cost, state_cost.max(largest));
                 let (record, sequence, commit) = self.outgoing_state(slot);
                 records.push(record);
                 states.push((slot, sequence, commit));

@@ -75,8 +75,8 @@ async fn read_piece<M: Media>(
     let (whole_chunk, whole_sector) = at(offset);
     match media.read(whole_chunk, whole_sector, AlignedBuf::zeroed(bytes as usize)).await {
         (Ok(()), bytes) => return Ok(Piece { bytes, unreadable: Vec::new() }),
-        (Err(MediaError::PowerLost), _) => return Err(MediaError::PowerLost),
-        (Err(_), _) => {}
+        (Err(MediaError::Io { .. } | MediaError::Offline { .. }), _) => {}
+        (Err(error), _) => return Err(error),
     }
     let mut piece = Piece { bytes: AlignedBuf::zeroed(bytes as usize), unreadable: Vec::new() };
     let mut unit = AlignedBuf::zeroed(layout.unit_bytes as usize);
@@ -89,8 +89,8 @@ async fn read_piece<M: Media>(
                 let range = start as usize..(start + layout.unit_bytes) as usize;
                 piece.bytes[range].copy_from_slice(&unit);
             }
-            Err(MediaError::PowerLost) => return Err(MediaError::PowerLost),
-            Err(_) => piece.unreadable.push(offset + start),
+            Err(MediaError::Io { .. } | MediaError::Offline { .. }) => piece.unreadable.push(offset + start),
+            Err(error) => return Err(error),
         }
     }
     Ok(piece)

@@ -3,7 +3,7 @@
 //! Invariants: no borrow of the core lives across an await; nothing here reads a clock, draws a random number or
 //! knows a runtime. Futures wait on the medium or on the store's own watches.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -114,7 +114,7 @@ impl<M: Media> Store<M> {
             return Err(StoreError::Full);
         }
         let slot = core.add_group(group);
-        Ok(self.durable_state(&mut core, slot))
+        Ok(self.durable_state(core, slot))
     }
 
     /// Appends entries at `first`, `first + 1`, ... Where the log already reaches that far, its tail from `first`
@@ -130,7 +130,21 @@ impl<M: Media> Store<M> {
     /// If `first` is applied already: Raft never truncates what is committed.
     pub fn append(&self, group: GroupId, first: u64, entries: Vec<Entry>) -> Result<Durable<M>, AppendError> {
         let mut core = self.shared.core.borrow_mut();
-        let core = &mut *core;
+        let lsn = self.append_to(&mut core, group, first, entries)?;
+        // A waker may run code that calls the store.
+        drop(core);
+        self.shared.work.wake_all();
+        Ok(Durable::new(&self.shared, lsn, None))
+    }
+
+    /// Returns the LSN counter with which the entries are durable.
+    fn append_to(
+        &self,
+        core: &mut Core,
+        group: GroupId,
+        first: u64,
+        entries: Vec<Entry>,
+    ) -> Result<u64, AppendError> {
         core.check_accepts()?;
         let slot = core.slot(group).ok_or(StoreError::UnknownGroup(group))?;
         let at = &core.groups[slot as usize];
@@ -138,7 +152,7 @@ impl<M: Media> Store<M> {
             return Err(AppendError::Gap { first, last: at.last_index });
         }
         if entries.is_empty() {
-            return Ok(Durable::new(&self.shared, core.issued, None));
+            return Ok(core.issued);
         }
         let before = if first == at.first_index { 0 } else { at.term_at(first - 1).unwrap_or(0) };
         let check = check_entries(core, first, before, &entries)?;
@@ -171,13 +185,15 @@ impl<M: Media> Store<M> {
             core.want_state(slot, StatePending::Wanted);
         }
         core.shrink_tail();
-        self.shared.work.wake_all();
-        Ok(Durable::new(&self.shared, core.issued, None))
+        Ok(core.issued)
     }
 
-    /// Replaces a group's hard state. Term and commit must not fall, and a vote must not change within its term.
+    /// Replaces a group's hard state. A vote must not change within its term.
     ///
     /// The future resolves when it is durable. It may overtake entries that were appended earlier.
+    ///
+    /// # Panics
+    /// If the term falls.
     pub fn set_hard_state(&self, group: GroupId, hard_state: HardState) -> Result<Durable<M>, StoreError> {
         let mut core = self.shared.core.borrow_mut();
         core.check_accepts()?;
@@ -187,7 +203,7 @@ impl<M: Media> Store<M> {
         assert!(hard_state.term >= at.hard_state.term, "{group}: the term never falls");
         at.hard_state = hard_state;
         core.term_max = core.term_max.max(hard_state.term);
-        Ok(self.durable_state(&mut core, slot))
+        Ok(self.durable_state(core, slot))
     }
 
     /// Replaces a group's membership, when it is committed. The future resolves when it is durable.
@@ -202,7 +218,7 @@ impl<M: Media> Store<M> {
             return Err(StoreError::Full);
         }
         core.groups[slot as usize].membership = membership;
-        Ok(self.durable_state(&mut core, slot))
+        Ok(self.durable_state(core, slot))
     }
 
     /// The leader has repaired the group's log (or it was never short of anything): it is no longer suspect.
@@ -213,7 +229,7 @@ impl<M: Media> Store<M> {
         let slot = core.slot(group).ok_or(StoreError::UnknownGroup(group))?;
         self.check_state_room(&core, slot)?;
         core.groups[slot as usize].suspect = false;
-        Ok(self.durable_state(&mut core, slot))
+        Ok(self.durable_state(core, slot))
     }
 
     fn check_state_room(&self, core: &Core, slot: u32) -> Result<(), StoreError> {
@@ -226,9 +242,11 @@ impl<M: Media> Store<M> {
         if left < 0 { Err(StoreError::Full) } else { Ok(()) }
     }
 
-    fn durable_state(&self, core: &mut Core, slot: u32) -> Durable<M> {
+    fn durable_state(&self, mut core: RefMut<'_, Core>, slot: u32) -> Durable<M> {
         let sequence = core.want_state(slot, StatePending::Wanted);
         let lsn = core.issue();
+        // A waker may run code that calls the store.
+        drop(core);
         self.shared.work.wake_all();
         Durable::new(&self.shared, lsn, Some((slot, sequence)))
     }
@@ -315,6 +333,7 @@ impl<M: Media> Store<M> {
             core.mark_commits();
             core.closing = true;
         }
+        drop(core);
         self.shared.work.wake_all();
         self.shared.progress.wake_all();
     }
