@@ -105,9 +105,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("cannot block signals")?;
 
-    let options = FileOptions { nosync: config.nosync, ..FileOptions::default() };
+    let options = FileOptions { nosync: config.nosync };
     let device = FileDevice::open_with(&config.data, options)?;
-    let superblock = device.superblock().clone();
+    let superblock = *device.superblock();
     config.check_device(superblock.cluster, superblock.node, superblock.shards, superblock.chunk_bytes)?;
     if config.nosync {
         tracing::warn!("nosync is set: acknowledged writes do not survive a power loss");
@@ -130,7 +130,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             map: map.clone(),
             shard,
             device: device.clone(),
-            superblock: superblock.clone(),
+            superblock,
             mesh: end,
             doorbell,
             started: started.clone(),
