@@ -41,8 +41,9 @@
 //! - A write that returns an error was not done, except for `OutcomeUnknown`: then it may have been, or may be
 //!   yet.
 //! - Calls follow the leader, ride out elections, and repeat what may be repeated, until the client's timeout (5 s
-//!   unless [built](Client::builder) otherwise). Unconditional puts and deletes may thereby be done **more than
-//!   once**; conditional ones never are.
+//!   unless [built](Client::builder) otherwise). When a connection breaks, unconditional puts and deletes may thereby
+//!   be done **more than once**; conditional ones never are. A write that returned is not followed by a late
+//!   repetition of itself.
 //! - Many calls at once share a connection to each shard; run as many futures as you like over one [`Client`].
 //!
 //! # The parts

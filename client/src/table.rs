@@ -42,7 +42,8 @@ impl Table {
         self.id
     }
 
-    /// The same table, read with another consistency. Servers that do not offer it refuse by name.
+    /// The same table, read with another consistency. Servers that do not offer it refuse by name. Whatever it is,
+    /// this client asks the partition's leader first.
     pub fn with_consistency(mut self, consistency: Consistency) -> Table {
         self.consistency = consistency;
         self

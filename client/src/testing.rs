@@ -264,7 +264,8 @@ impl MemoryCluster {
         self.inner.presence[&node].send_replace(presence);
     }
 
-    /// Lets `hook` decide what happens to each request from now on.
+    /// Lets `hook` decide what happens to each request from now on. It must not call the cluster's own methods:
+    /// they would wait for the request to be decided.
     pub fn on_call(&self, hook: impl FnMut(&Call<'_>) -> Fault + Send + 'static) {
         self.inner.state().hook = Some(Box::new(hook));
     }
