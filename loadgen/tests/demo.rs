@@ -1,7 +1,8 @@
 //! The demo with real processes, small: three nodes on loopback, a kill under load, everything read back.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -77,31 +78,65 @@ fn a_full_device_ends_early_and_loses_nothing() {
     assert_eq!((&json["verify"]["lost"], &json["verify"]["unread"]), (&0.into(), &0.into()));
 }
 
+/// A demo under way: its temporary folder lies where we can watch it.
+struct UnderWay {
+    process: std::process::Child,
+    folder: tempfile::TempDir,
+}
+
+impl UnderWay {
+    /// Starts a long demo and waits until its nodes serve.
+    fn start() -> UnderWay {
+        let folder = folder();
+        let mut command = demo(folder.path(), &format!("{SMALL} --seconds 600 --nodes 1 --kills 0"));
+        let errors = File::create(folder.path().join("stderr")).unwrap();
+        command.env("TMPDIR", folder.path()).stderr(errors).stdout(Stdio::null());
+        let mut demo = UnderWay { process: command.spawn().unwrap(), folder };
+        while !demo.errors().contains("partitions; node") {
+            assert_eq!(demo.process.try_wait().unwrap(), None, "{}", demo.errors());
+            std::thread::yield_now();
+        }
+        assert!(demo.data().is_some() && demo.nodes() == 1);
+        demo
+    }
+
+    fn errors(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap()
+    }
+
+    /// The temporary folder that holds the nodes' data.
+    fn data(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        entries.map(|entry| entry.unwrap().path()).find(|path| path.is_dir())
+    }
+
+    /// How many nodes of this demo run: processes that were started with a configuration in its folder.
+    fn nodes(&self) -> usize {
+        let folder = self.folder.path().to_str().unwrap();
+        let processes = std::fs::read_dir("/proc").unwrap();
+        // A process that ended meanwhile has no command line to read.
+        let lines =
+            processes.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("cmdline")).ok());
+        lines.filter(|line| line.contains("\0start\0") && line.contains(folder)).count()
+    }
+}
+
 /// Ctrl-C ends the nodes and removes the temporary folder.
 #[test]
 fn an_interrupted_demo_leaves_nothing_behind() {
-    let folder = folder();
-    let mut command = demo(folder.path(), &format!("{SMALL} --seconds 600 --nodes 1 --kills 0"));
-    // The temporary folder goes where we can watch it.
-    let errors = std::fs::File::create(folder.path().join("stderr")).unwrap();
-    let mut process = command
-        .env("TMPDIR", folder.path())
-        .stderr(errors)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let temporary = || {
-        let entries = std::fs::read_dir(folder.path()).unwrap();
-        entries.map(|entry| entry.unwrap().path()).find(|path| path.is_dir())
-    };
-    // Under way once the leaders are known.
-    let stderr = || std::fs::read_to_string(folder.path().join("stderr")).unwrap();
-    while !stderr().contains("partitions; node") {
-        assert_eq!(process.try_wait().unwrap(), None, "{}", stderr());
+    let mut demo = UnderWay::start();
+    kill(Pid::from_raw(demo.process.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(demo.process.wait().unwrap().code(), Some(130), "{}", demo.errors());
+    assert_eq!((demo.data(), demo.nodes()), (None, 0));
+}
+
+/// Killed outright, the demo can remove nothing, but the kernel ends its nodes.
+#[test]
+fn a_killed_demo_leaves_no_process_behind() {
+    let mut demo = UnderWay::start();
+    demo.process.kill().unwrap();
+    demo.process.wait().unwrap();
+    while demo.nodes() > 0 {
         std::thread::yield_now();
     }
-    assert!(temporary().is_some());
-    kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
-    assert_eq!(process.wait().unwrap().code(), Some(130), "{}", stderr());
-    assert_eq!(temporary(), None, "the data is removed");
 }
