@@ -29,7 +29,7 @@ use crate::group::StatePending;
 use crate::index::Place;
 use crate::lineage::TermRun;
 use crate::log::Log;
-use crate::options::Options;
+use crate::options::{Options, OptionsError};
 use crate::replay::Replay;
 use crate::scan::{self, FoundSegment, Met, MetFrame};
 use crate::segment::Stamp;
@@ -117,6 +117,15 @@ pub(crate) async fn recover<M: Media>(
     slice: SliceId,
     options: &Options,
 ) -> Result<(Core, Recovery), OpenError> {
+    let log_chunks = layout.chunk_count - LOG_CHUNK_FIRST;
+    if options.propose_reserve_chunks >= log_chunks {
+        return Err(OptionsError {
+            option: "propose_reserve_chunks",
+            value: options.propose_reserve_chunks.into(),
+            limit: "it must leave some of the slice's chunks to proposals",
+        }
+        .into());
+    }
     media.flush().await?;
     let report = media.report().await?;
     let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());

@@ -217,11 +217,12 @@ pub(crate) fn noop(term: u64) -> Entry {
     Entry { term, kind: terrane_engine::ENTRY_NOOP, payload: Bytes::new() }
 }
 
-/// The seeds to run: `TERRANE_SEED` alone, if it is set.
+/// The seeds to run: 0 to `count`, or to `TERRANE_SEEDS` (for a long run), or `TERRANE_SEED` alone.
 pub(crate) fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("TERRANE_SEED") {
-        Ok(seed) => vec![seed.parse().expect("TERRANE_SEED is a number")],
-        Err(_) => (0..count).collect(),
+    let number = |name| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
+    match number("TERRANE_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("TERRANE_SEEDS").unwrap_or(count)).collect(),
     }
 }
 
