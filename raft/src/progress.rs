@@ -202,9 +202,12 @@ impl Progress {
                 }
             }
             ProgressState::Replicate => {
-                let lost = self.inflight.iter().any(|sent| sent.round < round && sent.last > matched);
-                if lost {
-                    let common = matched.max(self.acked);
+                let common = matched.max(self.acked);
+                let overdue = self.inflight.iter().any(|sent| sent.round < round && sent.last > common);
+                // The peer had more when it last answered, and forgot it in a crash.
+                let oldest =
+                    self.inflight.front().map_or(self.next, |sent| sent.last + 1 - sent.entries as u64);
+                if overdue || oldest > common + 1 {
                     self.next = common + 1;
                     while self.inflight.back().is_some_and(|sent| sent.last > common) {
                         self.forget_newest();

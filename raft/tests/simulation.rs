@@ -49,13 +49,24 @@ impl Clock {
 #[derive(Debug)]
 enum Event {
     Deliver(Envelope),
-    DiskDone { id: PeerId, life: u64 },
-    Report { id: PeerId, life: u64 },
+    /// The flush of the oldest `writes` writes is done.
+    Flushed {
+        id: PeerId,
+        life: u64,
+        writes: usize,
+    },
+    Report {
+        id: PeerId,
+        life: u64,
+    },
     Propose,
     Read,
     Fault,
+    Campaigns,
     Heal,
-    Restart { id: PeerId },
+    Restart {
+        id: PeerId,
+    },
 }
 
 #[derive(Debug)]
@@ -65,9 +76,7 @@ struct Node {
     /// Counts starts, so that events of an earlier life are void.
     life: u64,
     paused_until: u64,
-    /// Writes that have a time at which they complete.
-    writes_planned: usize,
-    disk_free_at: u64,
+    flushing: bool,
     report_free_at: u64,
 }
 
@@ -151,6 +160,8 @@ struct Storm {
     loss_percent: u32,
     double_percent: u32,
     delay_max: u64,
+    /// Replicas campaign as soon as they may.
+    eager: bool,
     /// Between faults.
     calm_max: u64,
     disk_max: u64,
@@ -185,9 +196,10 @@ impl Storm {
             cut: BTreeSet::new(),
             loss_percent: rng.random_range(0..15),
             double_percent: rng.random_range(0..10),
-            delay_max: [MS, 5 * MS, 40 * MS][rng.random_range(0..3usize)],
+            delay_max: [MS, 5 * MS, 40 * MS, ELECTION / 2][rng.random_range(0..4usize)],
             calm_max: [40 * MS, 200 * MS, 600 * MS][rng.random_range(0..3usize)],
-            disk_max: [MS, 10 * MS, 60 * MS][rng.random_range(0..3usize)],
+            disk_max: [MS, 10 * MS, 60 * MS, ELECTION][rng.random_range(0..4usize)],
+            eager: rng.random_range(0..2u32) == 0,
             over: false,
             damaged: None,
             laws: Laws::default(),
@@ -216,8 +228,7 @@ impl Storm {
                 },
                 life: 0,
                 paused_until: 0,
-                writes_planned: 0,
-                disk_free_at: 0,
+                flushing: false,
                 report_free_at: 0,
             };
             storm.nodes.insert(id, node);
@@ -226,6 +237,9 @@ impl Storm {
         storm.schedule(0, Event::Propose);
         storm.schedule(0, Event::Read);
         storm.schedule(20 * MS, Event::Fault);
+        if storm.eager {
+            storm.schedule(0, Event::Campaigns);
+        }
         storm
     }
 
@@ -238,8 +252,7 @@ impl Storm {
         let node = self.nodes.get_mut(&id).expect("a member");
         node.life += 1;
         node.paused_until = 0;
-        node.writes_planned = 0;
-        node.disk_free_at = self.now;
+        node.flushing = false;
         node.report_free_at = self.now;
         node.replica.start(node.clock.local(self.now), applied, rejoining);
     }
@@ -320,21 +333,24 @@ impl Storm {
                 self.note(envelope.from.0 << 8 | to.0);
                 self.carry_on(to, turns);
             }
-            Event::DiskDone { id, life } => {
-                let node = self.nodes.get_mut(&id).expect("a member");
-                if node.life != life || !node.replica.disk.complete_one() {
+            Event::Flushed { id, life, writes } => {
+                if self.nodes[&id].life != life {
                     return;
                 }
-                node.writes_planned -= 1;
-                let disk = &node.replica.disk;
-                if let Some((first, _)) = disk.unreported.back().and_then(|write| write.append.as_ref()) {
-                    self.laws.on_stored(&disk.log, *first);
+                for _ in 0..writes {
+                    let late = self.rng.random_range(0..self.disk_max / 4);
+                    let node = self.nodes.get_mut(&id).expect("a member");
+                    assert!(node.replica.disk.complete_one(), "a write that was not handed over");
+                    let disk = &node.replica.disk;
+                    if let Some((first, _)) = disk.unreported.back().and_then(|write| write.append.as_ref()) {
+                        self.laws.on_stored(&disk.log, *first);
+                    }
+                    node.report_free_at = node.report_free_at.max(self.now + late);
+                    let after = node.report_free_at - self.now;
+                    self.schedule(after, Event::Report { id, life });
                 }
-                let after = self.rng.random_range(0..self.disk_max / 4);
-                let node = self.nodes.get_mut(&id).expect("a member");
-                node.report_free_at = node.report_free_at.max(self.now + after);
-                let after = node.report_free_at - self.now;
-                self.schedule(after, Event::Report { id, life });
+                self.nodes.get_mut(&id).expect("a member").flushing = false;
+                self.feed_disk(id);
             }
             Event::Report { id, life } => {
                 let node = self.nodes.get_mut(&id).expect("a member");
@@ -389,6 +405,19 @@ impl Storm {
                     self.fault();
                     let after = self.rng.random_range(0..self.calm_max);
                     self.schedule(after, Event::Fault);
+                }
+            }
+            Event::Campaigns => {
+                if !self.over {
+                    let running = self.running();
+                    if let Some(id) = self.any(&running)
+                        && self.nodes[&id].paused_until <= self.now
+                        && self.role(id) == Role::Follower
+                    {
+                        self.call(id, |raft, now| raft.campaign(now));
+                    }
+                    let after = self.rng.random_range(0..10 * MS);
+                    self.schedule(after, Event::Campaigns);
                 }
             }
             Event::Heal => self.cut.clear(),
@@ -578,17 +607,16 @@ impl Storm {
         self.feed_disk(id);
     }
 
-    /// Every write handed over has a time at which it completes, in order.
+    /// One flush is under way at a time; it takes all that was handed over before it began.
     fn feed_disk(&mut self, id: PeerId) {
-        let node = &self.nodes[&id];
-        for _ in node.writes_planned..node.replica.disk.writing.len() {
-            let takes = self.rng.random_range(0..self.disk_max);
-            let node = self.nodes.get_mut(&id).expect("a member");
-            node.writes_planned += 1;
-            node.disk_free_at = node.disk_free_at.max(self.now) + takes;
-            let (after, life) = (node.disk_free_at - self.now, node.life);
-            self.schedule(after, Event::DiskDone { id, life });
+        let node = self.nodes.get_mut(&id).expect("a member");
+        let (life, writes) = (node.life, node.replica.disk.writing.len());
+        if node.flushing || writes == 0 {
+            return;
         }
+        node.flushing = true;
+        let takes = self.rng.random_range(0..self.disk_max);
+        self.schedule(takes, Event::Flushed { id, life, writes });
     }
 
     fn post(&mut self, envelopes: Vec<Envelope>) {
