@@ -91,6 +91,8 @@ struct Inner {
     executor: Executor<Inner>,
     network: RefCell<Network>,
     nodes: RefCell<BTreeMap<u32, Node>>,
+    /// What the duration of every media operation is multiplied by.
+    media_slowness: Cell<u64>,
 }
 
 struct Node {
@@ -185,6 +187,7 @@ impl Simulation {
             executor: Executor::new(seed),
             network: RefCell::new(Network::new(options)),
             nodes: RefCell::default(),
+            media_slowness: Cell::new(1),
         };
         Self { inner: Rc::new(inner) }
     }
@@ -242,6 +245,12 @@ impl Simulation {
             node.media.push(media);
             node.media.len() - 1
         })
+    }
+
+    /// From now on media operations of all nodes take `factor` times as long: with slow media much more is under way
+    /// at any moment, and so at stake in a power cut.
+    pub fn slow_media(&self, factor: u64) {
+        self.inner.media_slowness.set(factor);
     }
 
     /// A handle on medium `shard` of `node`, for the node's present life: it fails in the next one.
@@ -476,7 +485,7 @@ fn media_delays(inner: &Rc<Inner>) -> DelayHook {
             Operation::Reset | Operation::Finish => 5_000..=20_000,
         };
         // One byte per nanosecond is 1 GB/s.
-        let nanos = inner.executor.random_in(base) + bytes as u64;
+        let nanos = (inner.executor.random_in(base) + bytes as u64) * inner.media_slowness.get();
         Box::pin(pass(inner, nanos))
     })
 }

@@ -87,10 +87,6 @@ impl Cluster {
         cluster
     }
 
-    pub(crate) fn nodes(&self) -> u32 {
-        self.map.nodes.len() as u32
-    }
-
     /// Starts the shards of a node that is up and has none.
     pub(crate) fn run(&self, node: u32) {
         let doorbells: Vec<_> = (0..self.map.shards).map(|_| SimDoorbell::new()).collect();
