@@ -32,7 +32,10 @@ pub enum Lookup {
     /// Its value was in memory.
     Ready(Value),
     /// Its value must be read: [`Store::get`].
-    OnMedia,
+    OnMedia {
+        /// Bytes of the record, about what the read will hold in memory.
+        bytes: u32,
+    },
 }
 
 /// Rows of a scan.
@@ -122,7 +125,7 @@ impl<M: Media> Store<M> {
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
         match core.source(slot, located) {
             Source::Memory(payload) => Lookup::Ready(in_memory(&payload, key, located.version)),
-            Source::Medium(_) => Lookup::OnMedia,
+            Source::Medium(wanted) => Lookup::OnMedia { bytes: wanted.place.length },
         }
     }
 

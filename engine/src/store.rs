@@ -166,7 +166,12 @@ impl<M: Media> Store<M> {
             cost += state_cost;
             largest = largest.max(state_cost);
         }
-        if core.chunks_left(cost, largest) < i64::from(self.shared.options.append_reserve_chunks) {
+        // What a leader needs to lead, and members to change, may use the reserve.
+        let reserve = match entries.iter().any(|entry| entry.kind == ENTRY_OPS) {
+            true => self.shared.options.append_reserve_chunks,
+            false => 0,
+        };
+        if core.chunks_left(cost, largest) < i64::from(reserve) {
             return Err(AppendError::Full);
         }
         core.counters.user_bytes += check.user_bytes;
@@ -343,6 +348,13 @@ impl<M: Media> Store<M> {
         let core = self.shared.core.borrow();
         core.check_accepts().is_ok()
             && core.chunks_left(0, 0) >= i64::from(self.shared.options.propose_reserve_chunks)
+    }
+
+    /// Whether a leader should take deletions. They free space one day, so they go on a little longer than puts.
+    pub fn accepts_deletes(&self) -> bool {
+        let core = self.shared.core.borrow();
+        core.check_accepts().is_ok()
+            && core.chunks_left(0, 0) > i64::from(self.shared.options.append_reserve_chunks)
     }
 
     /// Whether [`Store::append`] has room for one more call with payloads of these lengths, in bytes. A follower asks

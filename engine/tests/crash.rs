@@ -286,7 +286,7 @@ impl World {
                 Lookup::Ready(found) => {
                     assert_eq!(Some(&(found.value.to_vec(), found.version)), expected, "{key}");
                 }
-                Lookup::OnMedia => assert!(expected.is_some()),
+                Lookup::OnMedia { .. } => assert!(expected.is_some()),
             }
         }
         let from = rng.random_range(1..=self.log.len().max(1)) as u64;

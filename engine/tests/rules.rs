@@ -323,19 +323,23 @@ fn rule_9_only_what_is_known_to_be_committed_is_applied() {
 /// than the first one did, or takes the loss for damage.
 #[test]
 fn what_recovery_saw_is_durable() {
+    let mut unflushed = 0;
     for seed in 0..40 {
-        let media = SimMedia::new(geometry(CHUNKS), SimOptions { seed, ..SimOptions::default() });
+        let sim = SimOptions { seed, yields_max: 3, ..SimOptions::default() };
+        let media = SimMedia::new(geometry(CHUNKS), sim);
         Node::format(&media);
         let mut node = Node::open(&media);
         let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
         node.wait(created);
-        // A flush of two frames, volatile until the device is flushed; the process dies right before that.
+        // A flush of two frames, volatile until the device is flushed; the process dies while it is.
         let large = vec![7; 9000];
         drop(node.store.append(GROUP, 1, vec![put(1, "k", &large), put(1, "k", &large)]).unwrap());
-        let writes = media.operations();
-        while media.operations() < writes + 3 {
+        let before = (media.operations(), node.store.durable_lsn());
+        // A reset, two writes, and the device's flush.
+        while media.operations() < before.0 + 4 {
             assert!(node.executor.round());
         }
+        unflushed += u32::from(node.store.durable_lsn() == before.1);
         drop(node);
         media.restart();
         let node = Node::open(&media);
@@ -344,6 +348,7 @@ fn what_recovery_saw_is_durable() {
         let found = &node.recovery.groups[0];
         assert_eq!((found.last_index, found.suspect), (seen, false), "seed {seed}");
     }
+    assert!(unflushed > 10, "{unflushed}");
 }
 
 #[test]
