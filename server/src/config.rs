@@ -22,16 +22,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use identity::{ClusterId, ClusterIdError, NodeAddress, NodeAddressError};
 
-/// Id of the one table that every cluster has for now; its name is [`DEFAULT_TABLE_NAME`].
-pub const DEFAULT_TABLE_ID: u32 = 1;
-/// Name of table [`DEFAULT_TABLE_ID`].
+/// Name of the one table that every cluster has.
 pub const DEFAULT_TABLE_NAME: &str = "default";
 /// Most bytes that a key can have (a limit of the wire format, not configurable).
 pub const KEY_BYTES_MAX: u64 = 64 << 10;
 
 const SHARDS_MAX: u32 = 1024;
 const PARTITIONS_MAX: u32 = 1 << 16;
-const VALUE_BYTES_MAX: u64 = 64 << 20;
+/// With this a page of a scan, which may exceed its limit by one row, still fits the body of a frame.
+const VALUE_BYTES_MAX: u64 = 32 << 20;
 /// Room that a value needs in its chunk beside itself: its key, frame and record headers, padding.
 const VALUE_OVERHEAD_BYTES: u64 = KEY_BYTES_MAX + (64 << 10);
 
@@ -74,7 +73,7 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<IpAddr>,
 
-    /// Most bytes of a value. Default 4 MiB, 1 B to 64 MiB; must fit a chunk of the device. Same on every
+    /// Most bytes of a value. Default 4 MiB, 1 B to 32 MiB; must fit a chunk of the device. Same on every
     /// node: followers take what the leader accepted. A shard's memory holds several of them at a time.
     #[serde(default = "defaults::value_bytes_max", with = "byte_size::as_bytes")]
     pub value_bytes_max: u64,
@@ -583,7 +582,7 @@ impl Config {
     }
 
     /// A text of every field that must be the same on all nodes, in one fixed form. Nodes compare its hash
-    /// when they meet, and refuse each other with both texts in the log when it differs.
+    /// when they meet, and refuse each other when it differs.
     pub fn agreement(&self) -> String {
         let mut nodes: Vec<&NodeConfig> = self.nodes.iter().collect();
         nodes.sort_unstable_by_key(|node| node.id);

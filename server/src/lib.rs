@@ -13,3 +13,4 @@ pub mod seam;
 mod select;
 pub mod shard;
 pub mod sim;
+mod stall;

@@ -19,7 +19,7 @@ use terrane_ocssd::file::{FileDevice, FileMedia, FileOptions};
 use terrane_ocssd::superblock::{self, FormatOptions, Superblock};
 
 use crate::cluster::{ClusterMap, DEFAULT_TABLE, NodeAddress, NodeId, Table};
-use crate::config::{Config, DEFAULT_TABLE_NAME, Pin};
+use crate::config::{Config, DEFAULT_TABLE_NAME, KEY_BYTES_MAX, Pin};
 use crate::mesh::Mesh;
 use crate::process;
 use crate::reactor::{self, DoorbellKit, EventDoorbell};
@@ -30,6 +30,9 @@ use crate::shard::{Context, Control, Settings, Shard, ShardMesh};
 const MESH_CAPACITY: usize = 1024;
 /// Submissions that a shard's ring takes at once.
 const RING_ENTRIES: u32 = 1024;
+
+/// What an entry's payload has beside one key and one value, at most.
+const PAYLOAD_OVERHEAD_BYTES: u32 = 4096;
 
 /// The real world of a shard.
 type Reactor = reactor::Reactor<FileMedia>;
@@ -101,9 +104,8 @@ pub fn format_device(
 /// When it cannot start (the message says what to do), or when a shard's storage failed while it ran.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     config.validate()?;
-    // Before any thread starts, so that all of them leave these signals to this one.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().context("cannot block signals")?;
+    let (events, happened) = mpsc::channel();
+    watch_signals(events.clone())?;
 
     let options = FileOptions { nosync: config.nosync };
     let device = FileDevice::open_with(&config.data, options)?;
@@ -121,7 +123,6 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     }
     let bells: Vec<_> = doorbells.iter().map(DoorbellKit::bell).collect();
     let Mesh { ends, mut control } = Mesh::new(MESH_CAPACITY, &bells);
-    let (started, starts) = mpsc::channel();
     let mut threads = Vec::new();
     for (shard, (end, doorbell)) in ends.into_iter().zip(doorbells).enumerate() {
         let shard = shard as u32;
@@ -133,33 +134,45 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             superblock,
             mesh: end,
             doorbell,
-            started: started.clone(),
+            events: events.clone(),
         };
         let cpu = cpus.as_ref().map(|cpus| cpus[shard as usize % cpus.len()]);
         let thread = std::thread::Builder::new().name(format!("shard-{shard}"));
-        let body = move || reactor::run_shard(cpu, RING_ENTRIES, |world| launch.run(world));
+        let events = events.clone();
+        let body = move || {
+            let served = reactor::run_shard(cpu, RING_ENTRIES, |world| launch.run(world));
+            served.unwrap_or_else(|error| {
+                // No runtime, so nobody else has said how the start went.
+                let _ = events.send(Event::Started(Err(anyhow::Error::from(error))));
+                Ok(())
+            })
+        };
         threads.push(thread.spawn(body).context("cannot start a shard's thread")?);
     }
-    drop(started);
+    drop(events);
     let mut failure = None;
-    for _ in 0..config.shards {
-        match starts.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failure = failure.or(Some(error)),
-            Err(mpsc::RecvError) => break,
-        }
-    }
-    if failure.is_none() {
-        let own = config.own_node();
-        tracing::info!(node = config.node_id, address = %own.address, shards = config.shards, "ready");
-        let signal = signals.wait().context("cannot wait for signals")?;
-        tracing::info!(%signal, "stopping");
-        std::thread::spawn(move || {
-            if signals.wait().is_ok() {
-                tracing::warn!("second signal: stopping at once");
-                std::process::exit(1);
+    let mut starting = config.shards;
+    loop {
+        match happened.recv() {
+            Ok(Event::Started(Ok(()))) => {
+                starting -= 1;
+                if starting == 0 {
+                    let address = &config.own_node().address;
+                    tracing::info!(node = config.node_id, %address, shards = config.shards, "ready");
+                }
             }
-        });
+            Ok(Event::Started(Err(error))) => {
+                failure = Some(error);
+                break;
+            }
+            Ok(Event::Signal) if starting > 0 => {
+                // Nothing was served yet, so nothing is lost by leaving as a crash would.
+                tracing::info!("stopped while starting");
+                std::process::exit(0);
+            }
+            Ok(Event::Signal) => break,
+            Err(mpsc::RecvError) => unreachable!("the thread that waits for signals never ends"),
+        }
     }
     for shard in 0..config.shards as usize {
         // A shard that has ended needs no telling.
@@ -167,7 +180,6 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     }
     for thread in threads {
         let outcome = thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))?;
-        let outcome = outcome.map_err(anyhow::Error::from).and_then(|served| served);
         failure = failure.or(outcome.err());
     }
     match failure {
@@ -177,6 +189,35 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// What the main thread waits for.
+enum Event {
+    /// A shard serves, or could not start.
+    Started(anyhow::Result<()>),
+    /// SIGTERM or SIGINT.
+    Signal,
+}
+
+/// Reports the first SIGTERM or SIGINT, and ends the process at the second. To be called before any other thread
+/// exists, so that all of them leave these signals to the one that waits for them.
+fn watch_signals(events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot block signals")?;
+    let wait = move || {
+        while let Ok(signal) = signals.wait() {
+            tracing::info!(%signal, "stopping");
+            if events.send(Event::Signal).is_err() {
+                break;
+            }
+            if signals.wait().is_ok() {
+                tracing::warn!("second signal: stopping at once");
+                std::process::exit(1);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start a thread")?;
+    Ok(())
 }
 
 /// The cores for the shards, or `None` to leave it to the scheduler.
@@ -203,26 +244,26 @@ struct Launch {
     superblock: Superblock,
     mesh: ShardMesh<Reactor>,
     doorbell: DoorbellKit,
-    started: mpsc::Sender<anyhow::Result<()>>,
+    events: mpsc::Sender<Event>,
 }
 
 impl Launch {
     async fn run(self, world: Reactor) -> anyhow::Result<()> {
-        let started = self.started.clone();
+        let events = self.events.clone();
         match self.start(&world).await {
             Ok((shard, listeners, doorbell)) => {
-                let _ = started.send(Ok(()));
+                let _ = events.send(Event::Started(Ok(())));
                 shard.run(listeners, doorbell).await.context("the storage failed")
             }
             Err(error) => {
-                let _ = started.send(Err(error));
+                let _ = events.send(Event::Started(Err(error)));
                 Ok(())
             }
         }
     }
 
     async fn start(self, world: &Reactor) -> anyhow::Result<Started> {
-        let Self { config, map, shard, device, superblock, mesh, doorbell, started: _ } = self;
+        let Self { config, map, shard, device, superblock, mesh, doorbell, events: _ } = self;
         let ip = config.listen_ip();
         let own = map.node(NodeId(config.node_id)).expect("validated").clone();
         let mut listeners = Vec::new();
@@ -238,6 +279,7 @@ impl Launch {
         }
         let media = device.slice(shard)?;
         let options = terrane_engine::Options {
+            record_bytes_max: (config.value_bytes_max + KEY_BYTES_MAX) as u32 + PAYLOAD_OVERHEAD_BYTES,
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
             ..terrane_engine::Options::default()

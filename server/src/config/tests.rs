@@ -98,8 +98,8 @@ fn each_limit_is_checked_and_says_what_to_write() {
         ("partitions", "write 1", |c| c.partitions = 0),
         ("partitions", "write 32", |c| c.partitions = 17),
         ("partitions", "write 65536", |c| c.partitions = 1 << 17),
-        ("value_bytes_max", "64 MiB", |c| c.value_bytes_max = 0),
-        ("value_bytes_max", "64 MiB", |c| c.value_bytes_max = (64 << 20) + 1),
+        ("value_bytes_max", "32 MiB", |c| c.value_bytes_max = 0),
+        ("value_bytes_max", "32 MiB", |c| c.value_bytes_max = (32 << 20) + 1),
         ("cache_bytes", "1 TiB", |c| c.cache_bytes = u64::MAX),
         ("tail_bytes", "1 MiB", |c| c.tail_bytes = 1000),
         ("connection_inflight_bytes_max", "lower value_bytes_max", |c| {

@@ -14,6 +14,7 @@
 pub mod codec;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,10 +25,14 @@ use crate::cluster::NodeId;
 use crate::notify::Notify;
 use crate::seam::{ByteReader, ByteWriter, Closer, World};
 use crate::select::either;
+use crate::stall::StallGuard;
 use codec::{ANSWER_BYTES, Answer, Delivery, Envelope, HELLO_BYTES, Hello, PEER_VERSION, Verdict};
 
-/// Most bytes that wait on one link, and most that one batch may hold.
+/// Most bytes that wait on one link; so a batch cannot hold more either.
 pub const LINK_BYTES_MAX: u64 = 64 << 20;
+/// What a batch should hold at most: little enough that heartbeats do not wait long behind it, and that a slow link
+/// gets one through before it is taken for stuck. One message may exceed it.
+const BATCH_BYTES: u64 = 1 << 20;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
@@ -40,9 +45,33 @@ const ENVELOPE_BYTES: u64 = 128;
 
 #[derive(Default)]
 struct Queue {
-    envelopes: Vec<Envelope>,
-    payloads: Vec<Bytes>,
+    /// Messages, the payloads of their entries, and what both cost.
+    messages: VecDeque<(Envelope, Vec<Bytes>, u64)>,
     bytes: u64,
+}
+
+impl Queue {
+    fn push(&mut self, envelope: Envelope, payloads: Vec<Bytes>) {
+        let bytes = ENVELOPE_BYTES + payloads.iter().map(|payload| payload.len() as u64).sum::<u64>();
+        if self.bytes + bytes <= LINK_BYTES_MAX {
+            self.bytes += bytes;
+            self.messages.push_back((envelope, payloads, bytes));
+        }
+    }
+
+    /// As many messages as one batch should have, at least one if there is any.
+    fn take_batch(&mut self) -> (Vec<Envelope>, Vec<Bytes>) {
+        let (mut envelopes, mut payloads, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while bytes < BATCH_BYTES
+            && let Some((envelope, mut attached, cost)) = self.messages.pop_front()
+        {
+            envelopes.push(envelope);
+            payloads.append(&mut attached);
+            bytes += cost;
+        }
+        self.bytes -= bytes;
+        (envelopes, payloads)
+    }
 }
 
 /// The sending end of a link.
@@ -74,15 +103,7 @@ impl Link {
         if !self.connected.get() {
             return;
         }
-        let bytes = ENVELOPE_BYTES + payloads.iter().map(|payload| payload.len() as u64).sum::<u64>();
-        let mut queue = self.queue.borrow_mut();
-        if queue.bytes + bytes > LINK_BYTES_MAX {
-            return;
-        }
-        queue.bytes += bytes;
-        queue.envelopes.push(envelope);
-        queue.payloads.extend(payloads);
-        drop(queue);
+        self.queue.borrow_mut().push(envelope, payloads);
         self.wake.notify_one();
     }
 
@@ -93,15 +114,20 @@ impl Link {
 }
 
 /// Keeps `link` connected for as long as the shard lives; `lost` is called each time a connection that
-/// worked breaks. The hello is made anew for each attempt.
+/// worked breaks.
 pub async fn run<W: World>(world: W, link: Rc<Link>, hello: Hello, lost: impl Fn(NodeId)) {
     let mut backoff = BACKOFF_FIRST;
     let mut refused = None;
+    let mut unreachable = false;
     loop {
         match connect(&world, link.address, hello).await {
             Ok((reader, writer)) => {
                 tracing::debug!(node = link.node.0, shard = hello.shard, "link up");
+                if unreachable {
+                    tracing::info!(node = link.node.0, address = %link.address, "peer is reachable again");
+                }
                 refused = None;
+                unreachable = false;
                 backoff = BACKOFF_FIRST;
                 link.broken.set(false);
                 link.connected.set(true);
@@ -124,7 +150,16 @@ pub async fn run<W: World>(world: W, link: Rc<Link>, hello: Hello, lost: impl Fn
                 }
                 backoff = BACKOFF_LAST;
             }
-            Err(ConnectError::Failed) => {}
+            Err(ConnectError::Failed(reason)) => {
+                // Once for each outage.
+                if !std::mem::replace(&mut unreachable, true) {
+                    tracing::warn!(
+                        node = link.node.0,
+                        address = %link.address,
+                        "cannot reach peer: {reason}; trying again until it answers"
+                    );
+                }
+            }
         }
         // Spread, so that shards which lost a node do not all dial at the same moment.
         let spread = world.random() % (backoff.as_micros() as u64 + 1);
@@ -141,7 +176,7 @@ fn describe(verdict: Verdict) -> &'static str {
             "another node answers at this address; compare [[nodes]] in both configurations"
         }
         Verdict::OtherConfiguration => {
-            "its configuration differs where all nodes must agree: shards, replicas, partitions, \
+            "its configuration differs where all nodes must agree: shards, replicas, partitions, value_bytes_max, \
              election_timeout_ms, clock_drift_ppm and the addresses in [[nodes]]"
         }
         Verdict::OtherVersion => {
@@ -151,7 +186,7 @@ fn describe(verdict: Verdict) -> &'static str {
 }
 
 enum ConnectError {
-    Failed,
+    Failed(String),
     Refused(Verdict),
 }
 
@@ -164,7 +199,8 @@ async fn connect<W: World>(
     let connecting = either(world.connect(address), world.sleep_until(deadline)).await;
     let (mut reader, mut writer) = match connecting {
         Ok(Ok(halves)) => halves,
-        Ok(Err(_)) | Err(()) => return Err(ConnectError::Failed),
+        Ok(Err(error)) => return Err(ConnectError::Failed(error.to_string())),
+        Err(()) => return Err(ConnectError::Failed("no answer".into())),
     };
     let closer = writer.closer();
     let done = Rc::new(Cell::new(false));
@@ -179,17 +215,15 @@ async fn connect<W: World>(
         }
     });
     let outcome = async {
-        writer.write_all(hello.encode().to_vec()).await.0.map_err(|_| ConnectError::Failed)?;
+        let closed = || ConnectError::Failed("it closed the connection during the hello".into());
+        writer.write_all(hello.encode().to_vec()).await.0.map_err(|_| closed())?;
         let mut input = Input { buffer: BytesMut::new() };
-        let bytes = input.take(&mut reader, ANSWER_BYTES).await.ok_or(ConnectError::Failed)?;
-        let bytes: [u8; ANSWER_BYTES] = bytes[..].try_into().map_err(|_| ConnectError::Failed)?;
+        let bytes = input.take(&mut reader, ANSWER_BYTES).await.ok_or_else(closed)?;
+        let bytes: [u8; ANSWER_BYTES] = bytes[..].try_into().expect("as many as were asked for");
         match Answer::decode(&bytes) {
             Ok(Answer { verdict: Verdict::Welcome, .. }) => Ok(()),
             Ok(Answer { verdict, .. }) => Err(ConnectError::Refused(verdict)),
-            Err(error) => {
-                tracing::warn!(%address, %error, "peer answered a hello with something else");
-                Err(ConnectError::Failed)
-            }
+            Err(error) => Err(ConnectError::Failed(format!("it answered the hello with something else: {error}"))),
         }
     }
     .await;
@@ -214,21 +248,17 @@ async fn watch<R: ByteReader>(link: Rc<Link>, mut reader: R, closer: impl Closer
 /// Returns when the connection is broken.
 async fn write_batches<W: World>(world: &W, link: &Rc<Link>, mut writer: W::Writer) {
     let mut out = Vec::new();
-    let closer = writer.closer();
-    let stall = Rc::new(Stall::default());
-    world.spawn(close_when_stalled(world.clone(), Rc::downgrade(&stall), closer));
+    let guard = StallGuard::new(world, writer.closer(), WRITE_STALL_MAX);
     while !link.broken.get() {
-        let queue = std::mem::take(&mut *link.queue.borrow_mut());
-        if queue.envelopes.is_empty() {
+        let (envelopes, payloads) = link.queue.borrow_mut().take_batch();
+        if envelopes.is_empty() {
             link.wake.notified().await;
             continue;
         }
         out.clear();
-        codec::encode_batch(&queue.envelopes, &queue.payloads, &mut out);
-        drop(queue);
-        stall.writing_since.set(Some(world.now()));
-        let (result, buffer) = writer.write_all(out).await;
-        stall.writing_since.set(None);
+        codec::encode_batch(&envelopes, &payloads, &mut out);
+        drop((envelopes, payloads));
+        let (result, buffer) = guard.write_all(&mut writer, out).await;
         out = buffer;
         if out.capacity() > 4 << 20 {
             out = Vec::new();
@@ -244,25 +274,9 @@ async fn write_batches<W: World>(world: &W, link: &Rc<Link>, mut writer: W::Writ
     }
 }
 
-#[derive(Default)]
-struct Stall {
-    writing_since: Cell<Option<crate::seam::Time>>,
-}
-
-/// A peer that reads nothing for this long is cut off: after a healed partition a new connection carries
+/// A peer that does not take one batch in this long is cut off: after a healed partition a new connection carries
 /// messages at once, while an old one would wait for the system's retransmission timer.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(5);
-
-async fn close_when_stalled<W: World>(world: W, stall: std::rc::Weak<Stall>, closer: impl Closer) {
-    loop {
-        world.sleep(WRITE_STALL_MAX / 5).await;
-        let Some(stall) = stall.upgrade() else { return };
-        if stall.writing_since.get().is_some_and(|since| world.now().since(since) > WRITE_STALL_MAX) {
-            closer.close();
-            return;
-        }
-    }
-}
 
 /// What an accepting shard checks a hello against.
 pub struct Acceptance {
@@ -280,6 +294,8 @@ pub struct Acceptance {
     pub agreement: u64,
     /// Other nodes of the cluster.
     pub peers: Vec<NodeId>,
+    /// Who was refused last, and why.
+    pub refused: Cell<Option<(NodeId, Verdict)>>,
 }
 
 impl Acceptance {
@@ -325,7 +341,10 @@ pub async fn serve<R: ByteReader, T: ByteWriter>(
         return;
     }
     if verdict != Verdict::Welcome {
-        tracing::warn!(?hello, ?verdict, "refused a peer");
+        // The peer says so as well, and tries again and again: once for each reason is enough.
+        if acceptance.refused.replace(Some((hello.from, verdict))) != Some((hello.from, verdict)) {
+            tracing::warn!(?hello, ?verdict, "refused a peer");
+        }
         return;
     }
     loop {

@@ -156,6 +156,15 @@ const INBOX_BYTES_MAX: u64 = 32 << 20;
 /// Shortest and longest time between two looks at the clock.
 const TICK_MIN: Duration = Duration::from_millis(1);
 const TICK_MAX: Duration = Duration::from_millis(25);
+/// Bytes of values that reads of flash hold in memory at once.
+const READ_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of proposals after which a pass hands them to the store before it takes more, so that the store's word on
+/// its free space stays true; it keeps a multiple of this in reserve.
+const STAGED_BYTES_MAX: u64 = 1 << 20;
+/// Free bytes below which each proposal goes to the store at once, for the same reason.
+const SCARCE_BYTES: u64 = 64 << 20;
+/// What a small proposal costs the store at most: the largest sector.
+const PROPOSAL_BYTES_MIN: u64 = 4096;
 /// What clients of a stopping node are told.
 const STOPPING: &str = "the node is stopping";
 /// How long leaders may take to hand over when the node stops.
@@ -185,6 +194,13 @@ pub struct Shard<W: World> {
     forwarded: RefCell<BTreeMap<u64, request::Pending>>,
     next_token: Cell<u64>,
     persists: RefCell<VecDeque<Persist>>,
+    /// Appends on their way to peers that are so far behind that their entries must be read from flash.
+    fed_from_flash: RefCell<BTreeMap<(GroupId, PeerId), VecDeque<Envelope>>>,
+    /// What proposals that no store has taken yet will cost it, about.
+    staged_bytes: Cell<u64>,
+    /// Bytes that reads of flash may still take into memory; a read waits until there are enough.
+    read_bytes_left: Cell<u64>,
+    read_bytes_back: Notify,
     inflight_bytes: Rc<Cell<u64>>,
     phase: Cell<Phase>,
     stop_wanted: Cell<bool>,
@@ -221,15 +237,24 @@ impl<W: World> Shard<W> {
             recovery.groups.iter().map(|group| (group.id, group)).collect();
         let mut replicas = Vec::new();
         let mut places = BTreeMap::new();
-        for group in map.groups_of(node, number) {
-            let (_, partition) = ClusterMap::of_group(group);
+        let hosted = map.groups_of(node, number);
+        if let Some(stray) = recovered.keys().find(|group| !hosted.contains(group)) {
+            anyhow::bail!(
+                "the device holds {stray}, which the configuration does not place on this shard: partitions and \
+                 replicas are fixed; restore `partitions`, `replicas` and [[nodes]], or format anew"
+            );
+        }
+        for group in hosted {
+            let (table, partition) = ClusterMap::of_group(group);
+            let partitions = map.table(table).map_or(0, |table| table.partitions);
             let voters = map.replicas_of(partition).into_iter().map(PeerId::from);
             let membership = Membership::of_voters(voters);
             let (restored, last_lsn) = match recovered.get(&group) {
-                Some(found) => (restore(found, membership)?, Lsn { epoch: 0, counter: 0 }),
+                Some(found) => (restore(found, membership, partitions)?, Lsn { epoch: 0, counter: 0 }),
                 None => {
-                    let durable = store.create_group(group, encode_membership(&membership))?;
-                    (newborn(membership), durable.lsn())
+                    let durable = store.create_group(group, encode_membership(&membership, partitions))?;
+                    // In the first epoch of a device nobody can have promised anything yet.
+                    (newborn(membership, recovery.epoch > 1), durable.lsn())
                 }
             };
             let config = raft_config(node, &settings, world.random());
@@ -245,6 +270,7 @@ impl<W: World> Shard<W> {
             epoch: recovery.epoch,
             agreement: map.agreement,
             peers,
+            refused: Cell::new(None),
         };
         Ok(Rc::new(Self {
             backlog: RefCell::new((0..map.shards).map(|_| VecDeque::new()).collect()),
@@ -267,6 +293,10 @@ impl<W: World> Shard<W> {
             forwarded: RefCell::default(),
             next_token: Cell::new(0),
             persists: RefCell::default(),
+            fed_from_flash: RefCell::default(),
+            staged_bytes: Cell::new(0),
+            read_bytes_left: Cell::new(READ_BYTES_MAX),
+            read_bytes_back: Notify::new(),
             inflight_bytes: Rc::default(),
             phase: Cell::new(Phase::Serving),
             stop_wanted: Cell::new(false),
@@ -328,7 +358,6 @@ impl<W: World> Shard<W> {
             }
         });
         loop {
-            self.pass();
             if let Some(Ok(())) = *flusher.borrow() {
                 return Ok(());
             }
@@ -344,6 +373,7 @@ impl<W: World> Shard<W> {
                     return Err(cause.unwrap_or(StoreError::Closed));
                 }
             }
+            self.pass();
             self.drained.notify_one();
             self.wake.notified().await;
         }
@@ -410,6 +440,7 @@ impl<W: World> Shard<W> {
         }
         self.serve_mesh(&mut replicas);
         if !self.serving() {
+            self.next_deadline.set(Time::MAX);
             return;
         }
         let now = self.raft_now();
@@ -417,11 +448,16 @@ impl<W: World> Shard<W> {
             replica.raft.tick(now);
             replica.dirty = true;
         }
-        for k in 0..replicas.len() {
-            self.drain(&mut replicas[k], k);
-        }
+        self.drain_all(&mut replicas);
         let next = replicas.iter().map(|replica| replica.raft.next_deadline()).min();
         self.next_deadline.set(next.map_or(Time::MAX, |time| Time(time.0)));
+    }
+
+    fn drain_all(self: &Rc<Self>, replicas: &mut [Replica]) {
+        for (place, replica) in replicas.iter_mut().enumerate() {
+            self.drain(replica, place);
+        }
+        self.staged_bytes.set(0);
     }
 
     fn take_control(self: &Rc<Self>, replicas: &mut [Replica]) {
@@ -475,8 +511,7 @@ impl<W: World> Shard<W> {
         if envelope.to != PeerId::from(self.acceptance.node).0 || !self.serving() {
             return;
         }
-        if !self.store.accepts_append(payloads.iter().map(Bytes::len)) {
-            // Not stepped, so not acknowledged: the leader tries again, others may form the quorum.
+        if !self.can_store(&envelope.message, &payloads) {
             return;
         }
         let replica = &mut replicas[place];
@@ -485,6 +520,27 @@ impl<W: World> Shard<W> {
         let first = envelope.message.entries_range().map_or(0, |(first, _)| first);
         replica.raft.step(self.raft_now(), PeerId(envelope.from), envelope.message);
         self.drain_with(replica, place, Some(Incoming { first, payloads }));
+    }
+
+    /// Whether entries of a peer could be stored. A message whose entries cannot is not stepped, so not
+    /// acknowledged: the leader tries again, and others may form the quorum.
+    fn can_store(&self, message: &Message, payloads: &[Bytes]) -> bool {
+        let Some((_, metas)) = message.entries_range() else { return true };
+        let ops = || metas.iter().zip(payloads).filter(|(meta, _)| meta.kind == EntryKind::Ops);
+        if ops().next().is_none() {
+            return true;
+        }
+        if !self.store.accepts_append(payloads.iter().map(Bytes::len)) {
+            return false;
+        }
+        let sound = ops().all(|(_, payload)| {
+            payload.len() <= self.store.payload_bytes_max() as usize
+                && terrane_engine::op::decode(payload).all(|op| op.is_ok())
+        });
+        if !sound {
+            tracing::error!("ignored entries of a peer that this node could not store or read");
+        }
+        sound
     }
 
     fn drain(self: &Rc<Self>, replica: &mut Replica, place: usize) {
@@ -521,6 +577,10 @@ impl<W: World> Shard<W> {
         effects: Effects,
         incoming: &mut Option<Incoming>,
     ) -> anyhow::Result<()> {
+        // Reads that were confirmed are so whatever else happened.
+        for ready in effects.reads {
+            replica.read_ready(ready.context, ready.index);
+        }
         if let Some(change) = &effects.role {
             let leader = change.leader.map(|peer| peer.0);
             tracing::info!(group = replica.group.0, term = change.term, role = ?change.role, leader, "role");
@@ -533,6 +593,7 @@ impl<W: World> Shard<W> {
         }
         if effects.repaired {
             tracing::info!(group = replica.group.0, "repaired by its leader: votes and acknowledges again");
+            replica.last_lsn = self.store.clear_suspect(replica.group)?.lsn();
         }
         if let Some(state) = effects.hard_state {
             let state = engine_hard_state(state);
@@ -549,7 +610,7 @@ impl<W: World> Shard<W> {
             for (to, message) in effects.messages_after_persist {
                 self.send(replica.group, to, message);
             }
-        } else {
+        } else if entries.is_some() || !effects.messages_after_persist.is_empty() {
             self.persists.borrow_mut().push_back(Persist {
                 lsn: replica.last_lsn,
                 replica: place,
@@ -559,9 +620,6 @@ impl<W: World> Shard<W> {
         }
         for context in effects.reads_failed {
             replica.fail_read(self, context);
-        }
-        for ready in effects.reads {
-            replica.read_ready(ready.context, ready.index);
         }
         if let Some(commit) = effects.commit {
             self.store.apply(replica.group, commit)?;
@@ -578,8 +636,7 @@ impl<W: World> Shard<W> {
         append: Append,
         incoming: &mut Option<Incoming>,
     ) -> anyhow::Result<(Term, Index)> {
-        let last = append.first + append.entries.len() as u64 - 1;
-        let term = append.entries.last().expect("an append has entries").term;
+        let mark = append.persisted_mark();
         let entries: Vec<Entry> = match append.source {
             AppendSource::Proposal => {
                 let indexes = append.first..;
@@ -590,34 +647,45 @@ impl<W: World> Shard<W> {
                 let Incoming { first, payloads } = incoming.take().expect("one message is stepped at a time");
                 // Entries that the log already had are not stored again.
                 let payloads = payloads.into_iter().skip((append.first - first) as usize);
-                append.entries.iter().zip(payloads).map(|(meta, payload)| entry(meta, payload)).collect()
+                // A copy each: a payload in the cache must not keep a whole batch of the network alive.
+                let copied = |payload: Bytes| Bytes::copy_from_slice(&payload);
+                append.entries.iter().zip(payloads).map(|(meta, payload)| entry(meta, copied(payload))).collect()
             }
         };
         assert_eq!(entries.len(), append.entries.len(), "every entry has its payload");
         replica.last_lsn = self.store.append(replica.group, append.first, entries)?.lsn();
-        Ok((term, last))
+        Ok(mark)
     }
 
     /// Sends a message, with the payloads of its entries attached.
     fn send(self: &Rc<Self>, group: GroupId, to: PeerId, message: Message) {
         let Some(link) = self.links.iter().find(|link| PeerId::from(link.node) == to) else { return };
-        if !link.connected() {
-            return;
-        }
         let from = PeerId::from(self.acceptance.node).0;
         let wanted = message.entries_range().map(|(first, entries)| (first, entries.len()));
         let mut envelope = Envelope { group: group.0, from, to: to.0, message };
         let Some((first, count)) = wanted else { return link.send(envelope, Vec::new()) };
+        // Behind an append that waits for flash the next ones wait, too: out of order they would be refused.
+        if let Some(queue) = self.fed_from_flash.borrow_mut().get_mut(&(group, to)) {
+            return queue.push_back(envelope);
+        }
         if let Some(entries) = self.store.try_entries(group, first, count, u64::MAX) {
             if let Some(payloads) = attach(&mut envelope.message, entries) {
                 link.send(envelope, payloads);
             }
             return;
         }
-        // Some of it is only on flash. Raft bears that the message goes out late, or never.
-        let (shard, link) = (self.clone(), link.clone());
-        self.world.spawn(async move {
-            match shard.store.entries(group, first, count, u64::MAX).await {
+        self.fed_from_flash.borrow_mut().insert((group, to), VecDeque::from([envelope]));
+        self.world.spawn(self.clone().feed_from_flash(group, to, link.clone()));
+    }
+
+    /// Sends the appends that wait for `to`, in order, until none is left. Raft bears that one goes out late, or
+    /// never, as when the log has moved on meanwhile.
+    async fn feed_from_flash(self: Rc<Self>, group: GroupId, to: PeerId, link: Rc<Link>) {
+        loop {
+            let next = self.fed_from_flash.borrow_mut().get_mut(&(group, to)).and_then(VecDeque::pop_front);
+            let Some(mut envelope) = next else { break };
+            let Some((first, entries)) = envelope.message.entries_range() else { continue };
+            match self.store.entries(group, first, entries.len(), u64::MAX).await {
                 Ok(entries) => {
                     if let Some(payloads) = attach(&mut envelope.message, entries) {
                         link.send(envelope, payloads);
@@ -625,7 +693,8 @@ impl<W: World> Shard<W> {
                 }
                 Err(error) => tracing::error!(%error, group = group.0, first, "cannot read log entries"),
             }
-        });
+        }
+        self.fed_from_flash.borrow_mut().remove(&(group, to));
     }
 
     fn begin_stop(self: &Rc<Self>, replicas: &mut [Replica]) {
@@ -642,7 +711,7 @@ impl<W: World> Shard<W> {
         let shard = self.clone();
         self.world.spawn(async move {
             let deadline = shard.world.now() + HANDOVER_MAX;
-            while shard.leads_with_peers() && shard.world.now() < deadline {
+            while shard.has_unfinished_business() && shard.world.now() < deadline {
                 shard.world.sleep(Duration::from_millis(5)).await;
             }
             if shard.phase.get() == Phase::Stopping {
@@ -650,9 +719,6 @@ impl<W: World> Shard<W> {
                 let reply = ErrorReply::Unavailable { why: STOPPING.into() };
                 for replica in shard.replicas.borrow_mut().iter_mut() {
                     replica.fail_all(&shard, &reply);
-                    // The commit index as of now spares the next start the wait for its leader.
-                    let state = engine_hard_state(final_hard_state(&replica.raft));
-                    let _ = shard.store.set_hard_state(replica.group, state);
                 }
             }
             shard.store.close();
@@ -660,9 +726,11 @@ impl<W: World> Shard<W> {
         });
     }
 
-    fn leads_with_peers(&self) -> bool {
+    /// Whether this shard still leads groups that a peer could lead, or has writes to answer.
+    fn has_unfinished_business(&self) -> bool {
         let connected = self.links.iter().any(|link| link.connected());
-        connected && self.replicas.borrow().iter().any(|replica| replica.raft.is_leader())
+        let replicas = self.replicas.borrow();
+        replicas.iter().any(|replica| !replica.proposals.is_empty() || connected && replica.raft.is_leader())
     }
 
     /// Tells everyone who waits that the store failed. Nothing that was not durable is acknowledged.
@@ -721,14 +789,8 @@ fn engine_hard_state(state: terrane_raft::HardState) -> terrane_engine::HardStat
     terrane_engine::HardState { term: state.term, vote, commit: state.commit }
 }
 
-/// The hard state with the commit index as of now.
-fn final_hard_state(raft: &RaftNode) -> terrane_raft::HardState {
-    let status = raft.status();
-    terrane_raft::HardState { term: status.term, vote: status.vote, commit: status.commit }
-}
-
-/// A replica that was created just now, and so has promised nothing to anybody.
-fn newborn(membership: Membership) -> Restored {
+/// A replica that was created just now.
+fn newborn(membership: Membership, rejoining: bool) -> Restored {
     Restored {
         hard_state: terrane_raft::HardState::default(),
         runs: Vec::new(),
@@ -737,16 +799,16 @@ fn newborn(membership: Membership) -> Restored {
         applied: 0,
         membership,
         suspect: false,
-        rejoining: false,
+        rejoining,
     }
 }
 
-fn restore(found: &RecoveredGroup, membership: Membership) -> anyhow::Result<Restored> {
-    if found.membership != encode_membership(&membership) {
+fn restore(found: &RecoveredGroup, membership: Membership, partitions: u32) -> anyhow::Result<Restored> {
+    if found.membership != encode_membership(&membership, partitions) {
         anyhow::bail!(
-            "group {} was created with other replicas than the configuration names; membership is fixed: \
-             restore the old [[nodes]] and `replicas`, or format anew",
-            found.id.0
+            "{} was created with other replicas or another number of partitions than the configuration says; \
+             both are fixed: restore the old [[nodes]], `replicas` and `partitions`, or format anew",
+            found.id
         );
     }
     let state = found.hard_state;
@@ -770,9 +832,11 @@ fn restore(found: &RecoveredGroup, membership: Membership) -> anyhow::Result<Res
     })
 }
 
-/// Voters as little-endian ids, the only part of a membership that is not empty while it is fixed.
-fn encode_membership(membership: &Membership) -> Bytes {
-    membership.voters.iter().flat_map(|peer| peer.0.to_le_bytes()).collect()
+/// The number of partitions that the group is one of, then the voters' ids, little-endian: all that can differ while
+/// membership is fixed.
+fn encode_membership(membership: &Membership, partitions: u32) -> Bytes {
+    let voters = membership.voters.iter().flat_map(|peer| peer.0.to_le_bytes());
+    partitions.to_le_bytes().into_iter().chain(voters).collect()
 }
 
 fn raft_config(node: NodeId, settings: &Settings, seed: u64) -> terrane_raft::Config {

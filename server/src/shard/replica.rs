@@ -15,7 +15,7 @@ use terrane_client::wire::{Condition, ErrorReply, Response};
 use terrane_engine::{GroupId, Lsn};
 use terrane_raft::{EntryKind, Index, RaftNode, Term};
 
-use super::Shard;
+use super::{Phase, STOPPING, Shard};
 use super::session::Responder;
 use crate::seam::World;
 
@@ -109,6 +109,10 @@ impl Replica {
         if !self.raft.is_leader() {
             return shard.respond(responder, self.not_leader(shard));
         }
+        if shard.phase() == Phase::Stopping {
+            let why = STOPPING.into();
+            return shard.respond(responder, Response::Error(ErrorReply::Unavailable { why }));
+        }
         if condition != Condition::None {
             if !self.raft.leader_ready() {
                 // A new leader does not know yet what is committed; it will within a round trip.
@@ -122,7 +126,11 @@ impl Replica {
                 return self.read(shard, Wanted::Refusal { current }, after, responder);
             }
         }
-        if !shard.store.accepts_proposals() {
+        let room = match effect {
+            Effect::Put { .. } => shard.store.accepts_proposals(),
+            Effect::Delete => shard.store.accepts_deletes(),
+        };
+        if !room {
             return shard.respond(responder, Response::Error(ErrorReply::Full));
         }
         let (payload, live) = match effect {
@@ -130,9 +138,14 @@ impl Replica {
             Effect::Delete => (terrane_engine::op::encode_delete(&key), false),
         };
         let bytes = u32::try_from(payload.len()).expect("requests are bounded far below 4 GiB");
+        let limit = shard.store.payload_bytes_max();
+        if bytes > limit {
+            return shard.respond(responder, Response::Error(ErrorReply::TooLarge { limit }));
+        }
         match self.raft.propose(shard.raft_now(), &[(EntryKind::Ops, bytes)]) {
             Ok(proposed) => {
                 let (index, term) = (proposed.first, proposed.term);
+                shard.stage(payload.len());
                 self.staged.push_back((index, payload));
                 self.overlay.insert(key.clone(), Overlaid { index, live });
                 self.proposals.push_back(Proposal { index, term, key, responder });
@@ -236,14 +249,16 @@ impl Replica {
         }
     }
 
-    /// Answers everything that waits with `reply`.
+    /// Answers everything that waits: reads with `reply`, writes with the truth that nobody knows their outcome.
     pub(super) fn fail_all<W: World>(&mut self, shard: &Rc<Shard<W>>, reply: &ErrorReply) {
         self.overlay.clear();
         self.staged.clear();
-        let proposals = std::mem::take(&mut self.proposals).into_iter().map(|proposal| proposal.responder);
+        for proposal in std::mem::take(&mut self.proposals) {
+            shard.respond(proposal.responder, Response::Error(ErrorReply::OutcomeUnknown));
+        }
         let reads = std::mem::take(&mut self.reads).into_values().map(|read| read.responder);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, read)| read.responder);
-        for responder in proposals.chain(reads).chain(waiting) {
+        for responder in reads.chain(waiting) {
             shard.respond(responder, Response::Error(reply.clone()));
         }
     }

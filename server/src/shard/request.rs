@@ -17,8 +17,11 @@ use terrane_engine::{GroupId, Lookup, ReadError};
 use terrane_raft::{PeerId, Role};
 
 use super::replica::{Effect, Read, Replica, Wanted};
-use super::session::Responder;
-use super::{Phase, STOPPING, Shard, ShardReply, ShardRequest};
+use super::session::{Connection, Responder};
+use super::{
+    PROPOSAL_BYTES_MIN, Phase, READ_BYTES_MAX, SCARCE_BYTES, STAGED_BYTES_MAX, STOPPING, Shard, ShardReply,
+    ShardRequest,
+};
 use crate::cluster::ClusterMap;
 use crate::seam::World;
 
@@ -66,6 +69,12 @@ impl<W: World> Shard<W> {
                     self.wake.notify_one();
                 }
                 Ok((_, owner)) => {
+                    if let Responder::Client { connection, .. } = &responder {
+                        if connection.defers(true) {
+                            return connection.clone().defer(header, request, responder);
+                        }
+                        connection.forwarded_out();
+                    }
                     let token = self.next_token.get();
                     self.next_token.set(token + 1);
                     self.forwarded.borrow_mut().insert(token, Pending::Client(responder));
@@ -73,6 +82,13 @@ impl<W: World> Shard<W> {
                 }
                 Err(error) => self.respond(responder, Response::Error(error)),
             },
+        }
+    }
+
+    /// Submits a connection's requests that had to wait. Those that must go on waiting are deferred again.
+    pub(super) fn resubmit(self: &Rc<Self>, connection: &Connection) {
+        for (header, request, responder) in connection.take_deferred() {
+            self.submit(header, request, responder);
         }
     }
 
@@ -96,7 +112,8 @@ impl<W: World> Shard<W> {
 
     /// Serves what came over the mesh: requests of other shards, and their replies to ours.
     pub(super) fn serve_mesh(self: &Rc<Self>, replicas: &mut [Replica]) {
-        loop {
+        // No more than one ring's worth: what comes meanwhile is for the next pass, after timers and completions.
+        for _ in 0..REQUESTS_A_PASS {
             let Some((from, request)) = self.mesh.recv_request() else { break };
             match request {
                 ShardRequest::Data { token, header, request } => {
@@ -123,7 +140,17 @@ impl<W: World> Shard<W> {
             };
             let pending = self.forwarded.borrow_mut().remove(&token).expect("a token is used once");
             match (pending, outcome) {
-                (Pending::Client(responder), Ok(response)) => self.respond(responder, response),
+                (Pending::Client(responder), Ok(response)) => {
+                    let client = match &responder {
+                        Responder::Client { connection, .. } => Some(connection.clone()),
+                        Responder::Shard { .. } => None,
+                    };
+                    self.respond(responder, response);
+                    if let Some(connection) = client {
+                        connection.forwarded_back();
+                        self.resubmit(&connection);
+                    }
+                }
                 (Pending::Gather(gather), Err(description)) => self.gathered(&gather, description),
                 _ => unreachable!("a shard replies in kind"),
             }
@@ -146,6 +173,12 @@ impl<W: World> Shard<W> {
             }
             Phase::Failed => return self.respond(responder, Response::Error(ErrorReply::StorageFailed)),
         }
+        // A client that has many answers to take gets no more until it has taken some.
+        if let Responder::Client { connection, .. } = &responder
+            && connection.defers(false)
+        {
+            return connection.clone().defer(*header, request, responder);
+        }
         let group = match self.locate(header) {
             Ok((group, _)) => group,
             Err(error) => return self.respond(responder, Response::Error(error)),
@@ -154,6 +187,9 @@ impl<W: World> Shard<W> {
             let map_version = self.map.version;
             return self.respond(responder, Response::Error(ErrorReply::WrongPartition { map_version }));
         };
+        if self.staged_bytes.get() > STAGED_BYTES_MAX || self.store.free_bytes() < SCARCE_BYTES {
+            self.drain_all(replicas);
+        }
         let replica = &mut replicas[place];
         match request {
             Request::Get { key } => self.query(replica, header, Wanted::Get(key), responder),
@@ -203,27 +239,52 @@ impl<W: World> Shard<W> {
             Wanted::Get(key) => match self.store.try_get(group, &key) {
                 Lookup::Absent => self.respond(responder, Response::Error(ErrorReply::NotFound)),
                 Lookup::Ready(found) => self.respond(responder, value(found)),
-                Lookup::OnMedia => {
+                Lookup::OnMedia { bytes } => {
                     let shard = self.clone();
                     self.world.spawn(async move {
-                        // A later write may be seen, which a linearizable read allows: it has not been answered.
+                        shard.take_read_bytes(bytes.into()).await;
+                        // A write that was applied since may be seen, as if the read had begun later.
                         let response = match shard.store.get(group, &key).await {
                             Ok(Some(found)) => value(found),
                             Ok(None) => Response::Error(ErrorReply::NotFound),
                             Err(error) => unreadable(group, &error),
                         };
                         shard.respond(responder, response);
+                        shard.give_read_bytes(bytes.into());
                     });
                 }
             },
             Wanted::Scan(scan) => {
                 let shard = self.clone();
                 self.world.spawn(async move {
+                    shard.take_read_bytes(SCAN_BYTES_MAX as u64).await;
                     let response = shard.scan(group, &scan).await;
                     shard.respond(responder, response);
+                    shard.give_read_bytes(SCAN_BYTES_MAX as u64);
                 });
             }
         }
+    }
+
+    /// Resolves when `bytes` of the memory for reads are ours, or all of it for a read larger than that. Give them back.
+    async fn take_read_bytes(&self, bytes: u64) {
+        let bytes = bytes.min(READ_BYTES_MAX);
+        while self.read_bytes_left.get() < bytes {
+            self.read_bytes_back.notified().await;
+        }
+        self.read_bytes_left.set(self.read_bytes_left.get() - bytes);
+        // There may be enough left for the next one, which was woken for nothing before.
+        self.read_bytes_back.notify_one();
+    }
+
+    fn give_read_bytes(&self, bytes: u64) {
+        self.read_bytes_left.set(self.read_bytes_left.get() + bytes.min(READ_BYTES_MAX));
+        self.read_bytes_back.notify_one();
+    }
+
+    /// Notes a proposal that the store has not seen yet.
+    pub(super) fn stage(&self, payload_bytes: usize) {
+        self.staged_bytes.set(self.staged_bytes.get() + PROPOSAL_BYTES_MIN.max(payload_bytes as u64));
     }
 
     async fn scan(&self, group: GroupId, scan: &Scan) -> Response {
@@ -325,7 +386,8 @@ impl<W: World> Shard<W> {
         });
         let tables = self.map.tables.iter().map(|table| {
             let partitions = (0..table.partitions).map(|partition| {
-                let known = groups.iter().find(|row| row.table.0 == table.id && row.partition == partition);
+                let place = groups.binary_search_by_key(&(table.id, partition), |row| (row.table.0, row.partition));
+                let known = place.ok().map(|place| &groups[place]);
                 PartitionInfo {
                     shard: self.map.shard_of(partition) as u16,
                     replicas: self.map.replicas_of(partition).into_iter().map(wire::NodeId::from).collect(),
@@ -385,6 +447,8 @@ impl<W: World> Shard<W> {
     }
 }
 
+/// Requests of other shards that one pass takes.
+const REQUESTS_A_PASS: usize = 1024;
 /// Most rows and bytes of one page of a scan, whatever the client asks for.
 const SCAN_ROWS_MAX: usize = 10_000;
 const SCAN_BYTES_MAX: usize = 4 << 20;
