@@ -336,3 +336,40 @@ fn memory_stays_within_the_limits_of_tail_and_cache() {
     assert_eq!(entries[6], put(1, "k7", &[1; 1000]));
     assert_eq!((node.store.counters().keys, node.store.version(GROUP, b"k7")), (51, Some(257)));
 }
+
+/// A quorum of others may have an entry before this replica does: it is applied while its flush is under way.
+#[test]
+fn what_was_applied_before_it_was_durable_is_found_after_it_left_memory() {
+    let mut node = with_group(32);
+    for index in 1..=120 {
+        let durable =
+            node.store.append(GROUP, index, vec![put(1, &format!("k{index}"), &[1; 1000])]).unwrap();
+        node.store.apply(GROUP, index).unwrap();
+        assert!(matches!(node.store.try_get(GROUP, format!("k{index}").as_bytes()), Lookup::Ready(_)));
+        node.wait(durable);
+    }
+    let mut on_media = 0;
+    for index in 1..=120_u64 {
+        let key = format!("k{index}");
+        on_media += u32::from(matches!(node.store.try_get(GROUP, key.as_bytes()), Lookup::OnMedia { .. }));
+        let store = node.store.clone();
+        let found = node.block_on(async move { store.get(GROUP, key.as_bytes()).await }).unwrap().unwrap();
+        assert_eq!((found.version, &found.value[..]), (index, &[1; 1000][..]));
+    }
+    assert!(on_media > 20, "{on_media}");
+}
+
+/// How far applying got goes along with the entries, so that little waits for Raft after a sudden end.
+#[test]
+fn commit_marks_bound_what_waits_after_a_sudden_end() {
+    let mut node = with_group(32);
+    for index in 1..=100 {
+        let durable = node.store.append(GROUP, index, vec![put(1, "k", &[1; 300])]).unwrap();
+        node.wait(durable);
+        node.store.apply(GROUP, index).unwrap();
+    }
+    let found = node.power_cycle().recovery.groups[0].clone();
+    assert_eq!(found.last_index, 100);
+    // A mark for each KiB applied, written with the next flush.
+    assert!((92..100).contains(&found.applied), "{found:?}");
+}

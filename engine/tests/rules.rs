@@ -284,10 +284,18 @@ fn rule_6_holds_for_every_earlier_epoch_and_its_end() {
 /// term of the hard state falls.
 #[test]
 fn rule_6_the_search_goes_on_behind_a_bad_frame() {
-    let (media, _) = damaged_in_the_middle();
-    let node = Node::open(&media);
-    assert_eq!(node.recovery.groups.len(), 2, "the other group was created behind it");
-    assert_eq!(node.recovery.groups[0].hard_state.term, 9);
+    for in_header in [true, false] {
+        let (media, hurt) = damaged_in_the_middle();
+        if !in_header {
+            // Heal the header, and hurt the record instead.
+            media.corrupt(hurt.chunk, hurt.sector, 30);
+            media.corrupt(hurt.chunk, hurt.sector, 60);
+        }
+        let node = Node::open(&media);
+        assert_eq!(node.recovery.groups.len(), 2, "the other group was created behind it");
+        assert_eq!(node.recovery.groups[0].hard_state.term, 9);
+        assert_eq!(node.recovery.damage.len(), 1);
+    }
 }
 
 /// Without the rule (each change is a record of its own): many records are written.
