@@ -289,3 +289,142 @@ impl Progress {
         self.inflight_bytes = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer of a leader whose log has 9 entries and whose first own entry is 10.
+    fn fresh() -> Progress {
+        Progress::new(10, Time(0))
+    }
+
+    /// The same peer, streaming: 9 matches, appends of 2 and 3 entries of 10 bytes each are under way in round 1.
+    fn streaming() -> Progress {
+        let mut progress = fresh();
+        progress.sent(1, 0, 1);
+        assert!(progress.accepted(9));
+        progress.sent(2, 20, 1);
+        progress.sent(3, 30, 1);
+        progress
+    }
+
+    fn place(progress: &Progress) -> (ProgressState, Index, Index, usize, u64) {
+        let (entries, bytes) = (progress.inflight_entries(), progress.inflight_bytes());
+        (progress.state(), progress.matched(), progress.next(), entries, bytes)
+    }
+
+    use ProgressState::{Probe, Replicate, Snapshot};
+
+    #[test]
+    fn one_question_at_a_time() {
+        let mut progress = fresh();
+        assert_eq!(progress.window(5, 100), Some((5, 100)));
+        progress.sent(1, 0, 1);
+        assert_eq!(progress.window(5, 100), None);
+        assert!(!progress.rejected(7, 5), "an answer to some other question");
+        assert_eq!(progress.window(5, 100), None);
+        assert!(progress.rejected(9, 6));
+        assert_eq!(place(&progress), (Probe, 0, 7, 0, 0));
+        assert_eq!(progress.window(5, 100), Some((5, 100)));
+        // A hint at or above what was refused does not stop the search.
+        progress.sent(1, 0, 1);
+        assert!(progress.rejected(6, 6));
+        assert_eq!(place(&progress), (Probe, 0, 6, 0, 0));
+    }
+
+    #[test]
+    fn a_lost_question_is_asked_again_after_a_heartbeat() {
+        let mut progress = fresh();
+        progress.sent(1, 0, 4);
+        progress.heartbeat_answered(4, 3, 3);
+        assert_eq!(progress.window(5, 100), None, "it may have left after the heartbeat of round 4");
+        progress.heartbeat_answered(5, 3, 3);
+        assert_eq!(progress.window(5, 100), Some((5, 100)));
+        // Or it was not lost, and only the peer's disk is slow.
+        progress.sent(1, 0, 5);
+        progress.heartbeat_answered(6, 10, 3);
+        assert_eq!(place(&progress), (Replicate, 3, 11, 0, 0));
+    }
+
+    #[test]
+    fn the_window_closes_and_opens() {
+        let mut progress = streaming();
+        assert_eq!(place(&progress), (Replicate, 9, 15, 5, 50));
+        assert_eq!(progress.window(7, 60), Some((2, 10)));
+        assert_eq!((progress.window(5, 60), progress.window(7, 50)), (None, None));
+        assert!(progress.accepted(11));
+        assert_eq!(place(&progress), (Replicate, 11, 15, 3, 30));
+        assert!(progress.accepted(13), "part of an append");
+        assert_eq!(place(&progress), (Replicate, 13, 15, 3, 30));
+        assert!(!progress.accepted(11), "late");
+        assert!(progress.accepted(14));
+        assert_eq!(place(&progress), (Replicate, 14, 15, 0, 0));
+    }
+
+    #[test]
+    fn a_refusal_stops_the_stream_unless_it_is_old() {
+        let mut progress = streaming();
+        assert!(!progress.rejected(8, 4), "the peer has acknowledged 9 since");
+        assert_eq!(place(&progress), (Replicate, 9, 15, 5, 50));
+        assert!(progress.rejected(11, 9));
+        assert_eq!(place(&progress), (Probe, 9, 10, 0, 0));
+        assert!(!progress.rejected(9, 4), "it cannot lack what it acknowledged");
+    }
+
+    #[test]
+    fn what_a_heartbeat_shows_to_be_lost_is_sent_again() {
+        let mut progress = streaming();
+        progress.heartbeat_answered(1, 9, 9);
+        assert_eq!(progress.next(), 15, "the appends left after that heartbeat");
+        progress.heartbeat_answered(2, 14, 9);
+        assert_eq!(progress.next(), 15, "they arrived");
+        progress.heartbeat_answered(2, 11, 9);
+        assert_eq!(place(&progress), (Replicate, 9, 12, 2, 20));
+        // The peer crashed and forgot what it had not written: nothing is in flight, yet it lacks 10 and 11.
+        let mut progress = fresh();
+        progress.sent(1, 0, 1);
+        progress.heartbeat_answered(2, 11, 9);
+        assert_eq!(place(&progress), (Replicate, 9, 12, 0, 0));
+        progress.heartbeat_answered(3, 9, 9);
+        assert_eq!(place(&progress), (Replicate, 9, 10, 0, 0));
+    }
+
+    #[test]
+    fn a_lost_link_means_asking_again() {
+        let mut progress = streaming();
+        progress.unreachable();
+        assert_eq!(place(&progress), (Probe, 9, 10, 0, 0));
+        progress.sent(2, 20, 1);
+        progress.unreachable();
+        assert_eq!(progress.window(5, 100), Some((5, 100)));
+    }
+
+    #[test]
+    fn a_suspect_peer_is_fed_but_does_not_count() {
+        let mut progress = streaming();
+        progress.heard(Time(5), Stamp::default(), true);
+        assert_eq!(progress.matched(), 0);
+        assert!(progress.rejected(14, 3), "it may lack what it acknowledged");
+        assert_eq!(place(&progress), (Probe, 0, 4, 0, 0));
+        progress.sent(5, 50, 1);
+        assert!(!progress.accepted(8));
+        assert_eq!(place(&progress), (Replicate, 0, 9, 0, 0));
+        progress.heard(Time(6), Stamp::default(), false);
+        assert!(progress.accepted(9));
+        assert_eq!(place(&progress), (Replicate, 9, 10, 0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_needs_a_snapshot_waits_for_it() {
+        let mut progress = streaming();
+        progress.become_snapshot();
+        assert_eq!((place(&progress), progress.window(5, 100)), ((Snapshot, 9, 15, 0, 0), None));
+        assert!(!progress.rejected(14, 3));
+        progress.leave_snapshot(20);
+        assert_eq!(progress.state(), Snapshot);
+        assert!(progress.heartbeat_answered(3, 19, 19));
+        progress.leave_snapshot(20);
+        assert_eq!(place(&progress), (Replicate, 19, 20, 0, 0));
+    }
+}
