@@ -48,6 +48,15 @@ impl NodeAddress {
         self.port + 1 + u16::try_from(shard).expect("a validated configuration has ports for all shards")
     }
 
+    /// `host:port` of one shard's own listener, as clients are told it.
+    pub fn shard_name(&self, shard: u32) -> String {
+        let port = self.shard_port(shard);
+        match self.host.contains(':') {
+            true => format!("[{}]:{port}", self.host),
+            false => format!("{}:{port}", self.host),
+        }
+    }
+
     /// Socket address of one shard's own listener.
     pub fn shard_address(&self, shard: u32) -> SocketAddr {
         SocketAddr::new(self.address.ip(), self.shard_port(shard))
@@ -192,5 +201,8 @@ mod tests {
     fn shard_ports_follow_the_base_port() {
         let map = map(1, 2, 1, 4);
         assert_eq!(map.nodes[0].shard_address(1), "10.0.0.1:7402".parse::<SocketAddr>().unwrap());
+        assert_eq!(map.nodes[0].shard_name(0), "10.0.0.1:7401");
+        let six = NodeAddress { host: "::1".into(), ..map.nodes[0].clone() };
+        assert_eq!(six.shard_name(0), "[::1]:7401");
     }
 }

@@ -62,20 +62,30 @@ async fn write(client: SimClient, name: String, key: Rc<Key>, stop: Rc<Cell<bool
 /// Adds one to a shared counter with conditional puts until told to stop.
 async fn count(client: SimClient, counter: Rc<Counter>, stop: Rc<Cell<bool>>, running: Rc<Cell<u32>>) {
     while !stop.get() {
-        let known = counter.known.get();
-        let (condition, old) = match client.get("counter").await {
-            Some((version, value)) => (Condition::Version(version), number(&value)),
-            None => (Condition::Absent, 0),
+        let (known, known_version) = (counter.known.get(), counter.known_version.get());
+        let (version, old) = match client.get("counter").await {
+            Some((version, value)) => (version, number(&value)),
+            None => (0, 0),
         };
         assert!(old >= known, "a read that began after {known} was known saw {old}");
+        assert!(
+            version >= known_version,
+            "a read that began after version {known_version} was known saw {version}"
+        );
         counter.known.set(counter.known.get().max(old));
+        counter.known_version.set(counter.known_version.get().max(version));
+        let condition = if version == 0 { Condition::Absent } else { Condition::Version(version) };
         let new = Bytes::copy_from_slice(&u64::to_le_bytes(old + 1));
         match client.put("counter", new, condition).await {
             Outcome::Done(Response::Written { .. }) => {
                 counter.added.set(counter.added.get() + 1);
                 counter.known.set(counter.known.get().max(old + 1));
             }
-            Outcome::Refused(ErrorReply::ConditionFailed { .. }) => {}
+            Outcome::Refused(ErrorReply::ConditionFailed { current }) => {
+                // What a refusal names is as certain as what a read returns.
+                let named = current.expect("the counter is never deleted");
+                counter.known_version.set(counter.known_version.get().max(named));
+            }
             Outcome::Unknown => counter.unknown.set(counter.unknown.get() + 1),
             other => panic!("counter: {other:?}"),
         }
@@ -88,8 +98,9 @@ async fn count(client: SimClient, counter: Rc<Counter>, stop: Rc<Cell<bool>>, ru
 struct Counter {
     added: Cell<u64>,
     unknown: Cell<u64>,
-    /// The highest value that was seen or acknowledged, so that a stale read is noticed at once.
+    /// The highest value and version that were seen or acknowledged, so that a stale read is noticed at once.
     known: Cell<u64>,
+    known_version: Cell<u64>,
 }
 
 /// Writers, counters and readers at work on a cluster.
@@ -196,7 +207,7 @@ fn power_cuts_kills_cuts_and_pauses_lose_nothing() {
                 3 => cluster.sim.cut(node, node % 3 + 1),
                 4 => cluster.sim.cut_one_way(node, node % 3 + 1),
                 5 => cluster.sim.isolate(node, [1, 2, 3]),
-                6 => cluster.sim.pause(node, Duration::from_millis(rng.random_range(50..1500))),
+                6 => cluster.sim.pause(node, Duration::from_millis(rng.random_range(50..3000))),
                 _ => cluster.stop(node),
             }
             cluster.sim.run_for(Duration::from_millis(rng.random_range(1..1200)));
@@ -311,5 +322,64 @@ fn what_is_not_served_is_refused_by_name() {
         assert_eq!(expiry, Outcome::Refused(ErrorReply::Unsupported { what: "expiry".into() }));
         let large = put(Bytes::from(vec![0; (16 << 10) + 1]), 0).await;
         assert_eq!(large, Outcome::Refused(ErrorReply::TooLarge { limit: 16 << 10 }));
+    });
+}
+
+/// What a node says to bytes that no client should send, and whether it closes the connection after it.
+async fn provoke(client: &SimClient, bytes: Vec<u8>) -> (Vec<ErrorReply>, bool) {
+    let (frames, closed) = client.send_raw(1, bytes).await;
+    let errors = frames.into_iter().map(|response| match response {
+        Response::Error(error) => error,
+        other => panic!("{other:?} to a malformed frame"),
+    });
+    (errors.collect(), closed)
+}
+
+#[test]
+fn malformed_frames_are_answered_and_never_obeyed() {
+    let cluster = Cluster::start(3, 1, 1, 1);
+    let client = cluster.client();
+    cluster.sim.block_on(async {
+        assert!(matches!(
+            client.put("k", Bytes::from_static(b"before"), Condition::None).await,
+            Outcome::Done(_)
+        ));
+        let put = || {
+            client.frame(&Request::Put {
+                key: Bytes::from_static(b"k"),
+                value: Bytes::from_static(b"after"),
+                condition: Condition::None,
+                expires_ms: 0,
+            })
+        };
+        // Wrong magic, even when fewer bytes than a header came.
+        let (errors, closed) = provoke(&client, b"GET / HTTP/1.1\r\n\r\n".to_vec()).await;
+        assert!(matches!(&errors[..], [ErrorReply::Malformed { .. }]) && closed, "{errors:?}");
+        // Another protocol version.
+        let mut frame = put();
+        frame[4] = 9;
+        let (errors, closed) = provoke(&client, frame).await;
+        assert!(matches!(&errors[..], [ErrorReply::VersionMismatch { .. }]) && closed, "{errors:?}");
+        // One flipped bit anywhere: never the new value, never a panic.
+        let bits = 8 * put().len();
+        for bit in 0..bits {
+            let mut frame = put();
+            frame[bit / 8] ^= 1 << (bit % 8);
+            let (frames, closed) = client.send_raw(1, frame).await;
+            assert!(closed, "bit {bit}");
+            assert!(frames.iter().all(|frame| matches!(frame, Response::Error(_))), "bit {bit}: {frames:?}");
+        }
+        let (_, value) = client.get("k").await.expect("it was written");
+        assert_eq!(value, "before");
+        // An unknown operation is answered by its number, and the connection goes on.
+        let (errors, closed) = provoke(&client, client.frame_of_opcode(99)).await;
+        assert_eq!(errors, [ErrorReply::UnknownOpcode { opcode: 99 }]);
+        assert!(!closed);
+        let (errors, _) = provoke(&client, client.frame_of_opcode(20)).await;
+        assert_eq!(errors, [ErrorReply::Unsupported { what: "batch".into() }]);
+        // A key beyond the limit.
+        let key = Bytes::from(vec![b'k'; (64 << 10) + 1]);
+        let (errors, closed) = provoke(&client, client.frame(&Request::Get { key })).await;
+        assert!(matches!(&errors[..], [ErrorReply::KeyTooLarge { limit: 65_536 }]) && !closed, "{errors:?}");
     });
 }

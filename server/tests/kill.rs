@@ -2,8 +2,9 @@
 //! sockets.
 //!
 //! Each of several writers owns a few keys and writes rising numbers to them. Nodes are killed at moments drawn from a
-//! seed (counted in acknowledged writes, not in seconds) and started again a little later. All along, and at the end,
-//! every key must hold at least the last number that was acknowledged, and nothing that was never written.
+//! seed (counted in acknowledged writes, not in seconds) and started again a little later; others are frozen and thawed
+//! (SIGSTOP, SIGCONT), so that a leader wakes up in a world that went on without it. All along, and at the end, every key
+//! must hold at least the last number that was acknowledged, and nothing that was never written.
 
 mod processes;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use processes::Processes;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -52,7 +54,7 @@ fn number(value: &[u8]) -> u64 {
 
 async fn client(addresses: &[String]) -> Client {
     loop {
-        match Client::builder().timeout(Duration::from_secs(20)).connect(addresses).await {
+        match Client::builder().timeout(Duration::from_secs(3)).connect(addresses).await {
             Ok(client) => return client,
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -106,7 +108,7 @@ async fn acknowledged_more(ledger: &Ledger, more: u64) {
 }
 
 #[test]
-fn ten_kills_lose_nothing_acknowledged() {
+fn ten_kills_and_some_freezes_lose_nothing_acknowledged() {
     let seed = std::env::var("TERRANE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("the moments of this run: TERRANE_SEED={seed} cargo test -p terrane-server --test kill");
@@ -133,6 +135,12 @@ fn ten_kills_lose_nothing_acknowledged() {
             cluster.kill(node);
             acknowledged_more(&ledger, rng.random_range(1..200)).await;
             cluster.restart(node);
+            if rng.random_range(0..3) == 0 {
+                let node = rng.random_range(0..3);
+                cluster.signal(node, Signal::SIGSTOP);
+                acknowledged_more(&ledger, rng.random_range(1..400)).await;
+                cluster.signal(node, Signal::SIGCONT);
+            }
         }
         acknowledged_more(&ledger, 200).await;
         ledger.stop.store(true, Ordering::Relaxed);

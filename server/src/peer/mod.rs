@@ -223,7 +223,9 @@ async fn connect<W: World>(
         match Answer::decode(&bytes) {
             Ok(Answer { verdict: Verdict::Welcome, .. }) => Ok(()),
             Ok(Answer { verdict, .. }) => Err(ConnectError::Refused(verdict)),
-            Err(error) => Err(ConnectError::Failed(format!("it answered the hello with something else: {error}"))),
+            Err(error) => {
+                Err(ConnectError::Failed(format!("it answered the hello with something else: {error}")))
+            }
         }
     }
     .await;

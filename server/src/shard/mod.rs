@@ -649,7 +649,12 @@ impl<W: World> Shard<W> {
                 let payloads = payloads.into_iter().skip((append.first - first) as usize);
                 // A copy each: a payload in the cache must not keep a whole batch of the network alive.
                 let copied = |payload: Bytes| Bytes::copy_from_slice(&payload);
-                append.entries.iter().zip(payloads).map(|(meta, payload)| entry(meta, copied(payload))).collect()
+                append
+                    .entries
+                    .iter()
+                    .zip(payloads)
+                    .map(|(meta, payload)| entry(meta, copied(payload)))
+                    .collect()
             }
         };
         assert_eq!(entries.len(), append.entries.len(), "every entry has its payload");

@@ -15,8 +15,8 @@ use terrane_client::wire::{Condition, ErrorReply, Response};
 use terrane_engine::{GroupId, Lsn};
 use terrane_raft::{EntryKind, Index, RaftNode, Term};
 
-use super::{Phase, STOPPING, Shard};
 use super::session::Responder;
+use super::{Phase, STOPPING, Shard};
 use crate::seam::World;
 
 /// A replica and everything that waits on it.

@@ -322,8 +322,7 @@ impl<W: World> Shard<W> {
     pub(super) fn not_leader(&self, group: GroupId, leader: Option<PeerId>) -> ErrorReply {
         let (_, partition) = ClusterMap::of_group(group);
         let node = leader.and_then(|peer| self.map.nodes.iter().find(|node| PeerId::from(node.id) == peer));
-        let address =
-            node.map(|node| format!("{}:{}", node.host, node.shard_port(self.map.shard_of(partition))));
+        let address = node.map(|node| node.shard_name(self.map.shard_of(partition)));
         ErrorReply::NotLeader { leader: node.map(|node| node.id.into()), address }
     }
 
@@ -386,7 +385,8 @@ impl<W: World> Shard<W> {
         });
         let tables = self.map.tables.iter().map(|table| {
             let partitions = (0..table.partitions).map(|partition| {
-                let place = groups.binary_search_by_key(&(table.id, partition), |row| (row.table.0, row.partition));
+                let place =
+                    groups.binary_search_by_key(&(table.id, partition), |row| (row.table.0, row.partition));
                 let known = place.ok().map(|place| &groups[place]);
                 PartitionInfo {
                     shard: self.map.shard_of(partition) as u16,

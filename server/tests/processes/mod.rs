@@ -62,6 +62,13 @@ impl Processes {
         node.child = Some(spawn(&node.config));
     }
 
+    /// Sends a signal to a node that runs.
+    pub(crate) fn signal(&self, node: usize, signal: nix::sys::signal::Signal) {
+        let child = self.nodes[node].child.as_ref().expect("it runs");
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("our own child can be signalled");
+    }
+
     /// SIGKILL, at once.
     pub(crate) fn kill(&mut self, node: usize) {
         let mut child = self.nodes[node].child.take().expect("it runs");

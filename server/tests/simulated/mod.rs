@@ -265,6 +265,55 @@ pub(crate) struct SimClient {
 const ATTEMPT: Duration = Duration::from_secs(2);
 
 impl SimClient {
+    /// The bytes of a request.
+    pub(crate) fn frame(&self, request: &Request) -> Vec<u8> {
+        let head = RequestHead {
+            request_id: 1,
+            table: TableId(DEFAULT_TABLE),
+            partition_hash: request.key().map_or(0, |key| wire::partition_hash(key)),
+            ..RequestHead::default()
+        };
+        let mut frame = Vec::new();
+        request.encode(&head, &mut frame);
+        frame
+    }
+
+    /// The bytes of a request with an empty body and any opcode, sound otherwise.
+    pub(crate) fn frame_of_opcode(&self, opcode: u8) -> Vec<u8> {
+        let ping = self.frame(&Request::Ping);
+        let header = ping.first_chunk().expect("a ping is a header");
+        wire::Header { opcode, ..wire::Header::decode(header).expect("it was just encoded") }
+            .encode()
+            .to_vec()
+    }
+
+    /// Sends bytes as they are and gives what comes back until the node closes or falls silent, and which it was.
+    pub(crate) async fn send_raw(&self, node: u32, bytes: Vec<u8>) -> (Vec<Response>, bool) {
+        let own = self.map.node(NodeId(node)).expect("on the map");
+        let (mut reader, mut writer) = self.world.connect(own.address).await.expect("the node listens");
+        let silent = Rc::new(std::cell::Cell::new(false));
+        let (closer, world, timed_out) = (writer.closer(), self.world.clone(), silent.clone());
+        self.world.spawn(async move {
+            world.sleep(Duration::from_millis(500)).await;
+            timed_out.set(true);
+            terrane_server::seam::Closer::close(&closer);
+        });
+        let (mut decoder, mut input, mut frames) = (FrameDecoder::new(1 << 20), BytesMut::new(), Vec::new());
+        // The node may close before it has read everything.
+        let _ = writer.write_all(bytes).await;
+        loop {
+            while let Some((header, body)) = decoder.decode(&mut input).expect("a node speaks the protocol") {
+                frames.push(Response::decode(&header, body).expect("a node speaks the protocol"));
+            }
+            input.reserve(4096);
+            let (result, filled) = reader.read(input).await;
+            input = filled;
+            if !matches!(result, Ok(n) if n > 0) {
+                return (frames, !silent.get());
+            }
+        }
+    }
+
     /// One attempt at one node. `Refused` only if the node says so.
     pub(crate) async fn attempt(&self, node: u32, request: &Request) -> Outcome {
         let own = self.map.node(NodeId(node)).expect("on the map");
@@ -277,15 +326,7 @@ impl SimClient {
             world.sleep(ATTEMPT).await;
             terrane_server::seam::Closer::close(&closer);
         });
-        let head = RequestHead {
-            request_id: 1,
-            table: TableId(DEFAULT_TABLE),
-            partition_hash: request.key().map_or(0, |key| wire::partition_hash(key)),
-            ..RequestHead::default()
-        };
-        let mut frame = Vec::new();
-        request.encode(&head, &mut frame);
-        if writer.write_all(frame).await.0.is_err() {
+        if writer.write_all(self.frame(request)).await.0.is_err() {
             return Outcome::Unknown;
         }
         let mut decoder = FrameDecoder::new(1 << 20);
