@@ -4,25 +4,28 @@ use std::time::Duration;
 
 use crate::types::PeerId;
 
-/// Settings of one replica. `election_timeout`, `heartbeat_interval` and `clock_drift_ppm` must be the same on all
-/// replicas of a group: the safety of leases rests on the first and the last.
+/// Settings of one replica. `election_timeout`, `heartbeat_interval` and `clock_drift_ppm` must be the same
+/// on all replicas of a group: the safety of leases rests on the first and the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// This replica.
     pub id: PeerId,
-    /// A follower that hears no leader for this long to twice this long (drawn at random) campaigns; a leader that
-    /// hears no quorum for this long steps down. Default 1 s; 1 ms to 1 h. Shorter: faster fail-over, more false alarms.
+    /// A follower that hears no leader for this long to twice this long (drawn at random) campaigns; a leader
+    /// that hears no quorum for this long steps down. Default 1 s; 1 ms to 1 h. Shorter: faster fail-over,
+    /// more false alarms.
     pub election_timeout: Duration,
     /// How often an idle leader makes itself heard. Default 100 ms; at most a third of `election_timeout`.
     /// Shorter: more messages, earlier discovery of lost ones.
     pub heartbeat_interval: Duration,
     /// The rates of no two hosts' clocks differ from true time by more than this many millionths. Default 500
-    /// (quartz stays below 100; clock discipline may slew by up to 500). At most 100,000. Larger: shorter leases.
+    /// (quartz stays below 100; clock discipline may slew by up to 500). At most 100,000. Larger: shorter
+    /// leases.
     pub clock_drift_ppm: u32,
-    /// Entries sent to one peer and not yet acknowledged. Default 4,096; at least 1. Larger: deeper pipelining, more to
-    /// send again after a loss.
+    /// Entries sent to one peer and not yet acknowledged. Default 4,096; at least 1. Larger: deeper
+    /// pipelining, more to send again after a loss.
     pub inflight_entries_max: usize,
-    /// Bytes sent to one peer and not yet acknowledged; one message may always be in flight. Default 8 MiB; at least 1.
+    /// Bytes sent to one peer and not yet acknowledged; one message may always be in flight. Default 8 MiB;
+    /// at least 1.
     pub inflight_bytes_max: u64,
     /// Bytes of payload in one append, unless a single entry is larger. Default 1 MiB; at least 1.
     pub append_bytes_max: u64,

@@ -1,8 +1,8 @@
 //! What a node wants done: one value, whose fields say what must be durable before what.
 //!
 //! Effects leave the node in the order in which they came about. [`RaftNode::take_effects`] gives at most one
-//! [`Append`] at a time; if calls that each need one were made before the first was taken, they queue up, and the
-//! host takes until [`Effects::is_empty`].
+//! [`Append`] at a time; if calls that each need one were made before the first was taken, they queue up, and
+//! the host takes until [`Effects::is_empty`].
 //!
 //! [`RaftNode::take_effects`]: crate::RaftNode::take_effects
 
@@ -16,17 +16,17 @@ use crate::{
 /// What the host must do, in no particular order unless a field's text says so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Make this durable. Needed before [`messages_after_persist`](Effects::messages_after_persist) go, and before
-    /// [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) is called for an [`append`](Effects::append) of
-    /// these or later effects.
+    /// Make this durable. Needed before [`messages_after_persist`](Effects::messages_after_persist) go, and
+    /// before [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) is called for an
+    /// [`append`](Effects::append) of these or later effects.
     pub hard_state: Option<HardState>,
-    /// Store these entries; report with [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) when they and all
-    /// that was handed out before them are durable.
+    /// Store these entries; report with [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) when they
+    /// and all that was handed out before them are durable.
     pub append: Option<Append>,
     /// May go at once, before anything is durable.
     pub messages: Vec<(PeerId, Message)>,
-    /// Go once `hard_state` and `append` of these very effects, and everything handed out earlier, are durable.
-    /// If the node is dropped before that, so are they.
+    /// Go once `hard_state` and `append` of these very effects, and everything handed out earlier, are
+    /// durable. If the node is dropped before that, so are they.
     pub messages_after_persist: Vec<(PeerId, Message)>,
     /// Entries up to here are committed: apply them. They need not be durable on this replica.
     pub commit: Option<Index>,
@@ -36,7 +36,8 @@ pub struct Effects {
     pub reads_failed: Vec<u64>,
     /// The role, the term or the known leader changed.
     pub role: Option<RoleChange>,
-    /// Peers that need entries from before the log's first index. Each is listed once, until it has caught up.
+    /// Peers that need entries from before the log's first index. Each is listed once, until it has caught
+    /// up.
     pub snapshot_wanted: Vec<PeerId>,
     /// The replica was suspect and no longer is: its log again holds all that it may ever have acknowledged.
     pub repaired: bool,
@@ -44,8 +45,8 @@ pub struct Effects {
     pub rejected: Vec<(PeerId, MessageError)>,
 }
 
-/// Entries to store from `first` on. If `first` is at or below the last stored index, the old entries from `first`
-/// on are void: the new ones replace them.
+/// Entries to store from `first` on. If `first` is at or below the last stored index, the old entries from
+/// `first` on are void: the new ones replace them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {
     /// Index of the first of `entries`.
@@ -63,8 +64,8 @@ impl Append {
         self.first + self.entries.len() as u64 - 1
     }
 
-    /// What to report to [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) once it is durable: the last
-    /// entry's term and index.
+    /// What to report to [`RaftNode::on_persisted`](crate::RaftNode::on_persisted) once it is durable: the
+    /// last entry's term and index.
     #[must_use]
     pub fn persisted_mark(&self) -> (Term, Index) {
         (self.entries.last().map_or(0, |entry| entry.term), self.last())
@@ -74,9 +75,11 @@ impl Append {
 /// Where the payloads of an [`Append`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendSource {
-    /// With the host, from [`RaftNode::propose`](crate::RaftNode::propose); a [`Noop`](crate::EntryKind::Noop) has none.
+    /// With the host, from [`RaftNode::propose`](crate::RaftNode::propose); a
+    /// [`Noop`](crate::EntryKind::Noop) has none.
     Proposal,
-    /// With the message that was stepped. Its first entries may be missing here: those are in the log already.
+    /// With the message that was stepped. Its first entries may be missing here: those are in the log
+    /// already.
     Message,
 }
 

@@ -1,8 +1,9 @@
-//! Elections: who may stand, who may vote, and how a term begins (sections 5.2 and 5.4.1 of the Raft paper, section 9.6
-//! of Ongaro's dissertation for the preliminary vote).
+//! Elections: who may stand, who may vote, and how a term begins (sections 5.2 and 5.4.1 of the Raft paper,
+//! section 9.6 of Ongaro's dissertation for the preliminary vote).
 //!
-//! A replica asks for preliminary votes first, which change nothing, so one that was cut off does not disturb a group
-//! that works. Nobody votes against a leader it heard from lately; see `lease.rs` for why that must be so.
+//! A replica asks for preliminary votes first, which change nothing, so one that was cut off does not disturb
+//! a group that works. Nobody votes against a leader it heard from lately; see `lease.rs` for why that must
+//! be so.
 
 use std::collections::BTreeMap;
 
@@ -41,8 +42,8 @@ impl RaftNode {
         };
     }
 
-    /// Whether this replica may ask for votes now, were it not for a promise. Alone it needs nobody's vote and can have
-    /// promised nobody anything.
+    /// Whether this replica may ask for votes now, were it not for a promise. Alone it needs nobody's vote
+    /// and can have promised nobody anything.
     fn may_campaign(&self) -> bool {
         let id = self.config.id;
         !self.suspect
@@ -236,8 +237,9 @@ impl RaftNode {
         }
     }
 
-    /// Handles what may be believed whatever its term: questions and answers of preliminary votes change no one's term,
-    /// and a campaign against a leader that is alive is not heard at all. Gives other messages back.
+    /// Handles what may be believed whatever its term: questions and answers of preliminary votes change no
+    /// one's term, and a campaign against a leader that is alive is not heard at all. Gives other messages
+    /// back.
     pub(crate) fn step_outside_terms(&mut self, from: PeerId, message: Message) -> Option<Message> {
         let Message { term, body } = &message;
         match *body {

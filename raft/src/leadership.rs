@@ -1,12 +1,13 @@
 //! What only a leader keeps and does: contact with a quorum, the lease, reads, and handing over.
 //!
-//! A leader that has asked a peer to take over ([`Body::TimeoutNow`]) has allowed votes against its own lease, and that
-//! message may arrive at any later time: it claims no lease for the rest of its term, even if the transfer is given up.
+//! A leader that has asked a peer to take over ([`Body::TimeoutNow`]) has allowed votes against its own
+//! lease, and that message may arrive at any later time: it claims no lease for the rest of its term, even if
+//! the transfer is given up.
 //!
-//! A suspect peer (see [`Restored::suspect`](crate::Restored::suspect)) counts as heard, so that the leader stays to
-//! repair it, but neither for the lease nor for reads. Its answers would be sound as long as its host has spent the vote of every term it may
-//! have voted in; but its storage has already broken one promise, and all it costs not to lean on another is that reads
-//! wait until it is repaired.
+//! A suspect peer (see [`Restored::suspect`](crate::Restored::suspect)) counts as heard, so that the leader
+//! stays to repair it, but neither for the lease nor for reads. Its answers would be sound as long as its
+//! host has spent the vote of every term it may have voted in; but its storage has already broken one
+//! promise, and all it costs not to lean on another is that reads wait until it is repaired.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,8 @@ use crate::{
 /// The state of a leader; ends with its leadership.
 #[derive(Debug)]
 pub(crate) struct Leadership {
-    /// Index of the leader's first own entry. Only entries from here on are committed by counting (section 5.4.2 of the
-    /// Raft paper).
+    /// Index of the leader's first own entry. Only entries from here on are committed by counting (section
+    /// 5.4.2 of the Raft paper).
     term_start: Index,
     pub(crate) peers: BTreeMap<PeerId, Progress>,
     /// Last heartbeat round; 0 before the first.
@@ -202,8 +203,8 @@ impl RaftNode {
         }
     }
 
-    /// Lets go of the reads that need not wait any longer. A valid lease proves leadership up to now, and so for every
-    /// read that has arrived.
+    /// Lets go of the reads that need not wait any longer. A valid lease proves leadership up to now, and so
+    /// for every read that has arrived.
     pub(crate) fn release_reads(&mut self) {
         let State::Leader(leadership) = &self.state else { return };
         if leadership.reads.is_empty() {
@@ -225,9 +226,9 @@ impl RaftNode {
         leadership.reads.release(confirmed, self.commit, &mut self.outbox.open().reads);
     }
 
-    /// Hands leadership to `to`, or to the voter whose log is most complete: this replica accepts no proposals, waits
-    /// until the peer has all entries and tells it to campaign. Given up after one election timeout; watch
-    /// [`Effects::role`](crate::Effects::role).
+    /// Hands leadership to `to`, or to the voter whose log is most complete: this replica accepts no
+    /// proposals, waits until the peer has all entries and tells it to campaign. Given up after one election
+    /// timeout; watch [`Effects::role`](crate::Effects::role).
     ///
     /// # Errors
     /// If this replica does not lead, or there is nobody to hand over to.

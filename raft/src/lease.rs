@@ -1,16 +1,17 @@
 //! How long a leader may answer alone, and how long a follower holds back its vote.
 //!
-//! A follower that hears from a leader promises to vote for nobody for one election timeout, measured on its own
-//! clock from the moment it heard. The leader counts from the moment it *sent* what the follower heard, which is
-//! earlier, for a slightly shorter time: with clocks whose rates are off by at most `d`, the follower's promise lasts
-//! at least `E / (1 + d)` of true time and the leader's lease at most `L / (1 - d)`, so `L = E (1 - d) / (1 + d)`.
+//! A follower that hears from a leader promises to vote for nobody for one election timeout, measured on its
+//! own clock from the moment it heard. The leader counts from the moment it *sent* what the follower heard,
+//! which is earlier, for a slightly shorter time: with clocks whose rates are off by at most `d`, the
+//! follower's promise lasts at least `E / (1 + d)` of true time and the leader's lease at most `L / (1 - d)`,
+//! so `L = E (1 - d) / (1 + d)`.
 //!
-//! A promise is kept in memory only. A replica that restarts has forgotten it, and so votes for nobody until the
-//! longest promise it can have made has run out. The promise outlives a change of term: it was made to a leader that
-//! cannot know of the new one.
+//! A promise is kept in memory only. A replica that restarts has forgotten it, and so votes for nobody until
+//! the longest promise it can have made has run out. The promise outlives a change of term: it was made to a
+//! leader that cannot know of the new one.
 //!
-//! Invariant: no leader is elected while the lease of an earlier one is valid, except one that the earlier leader
-//! asked to take over, and an earlier leader that has asked never claims a lease in that term again.
+//! Invariant: no leader is elected while the lease of an earlier one is valid, except one that the earlier
+//! leader asked to take over, and an earlier leader that has asked never claims a lease in that term again.
 
 use std::time::Duration;
 

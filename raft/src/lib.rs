@@ -1,22 +1,22 @@
 //! Raft without I/O, clock or payloads: indexes, terms and sizes in, effects out.
 //!
-//! A [`RaftNode`] is one replica's part in one group. It never sees a payload byte, reads no clock and draws no
-//! randomness it was not seeded with: its host tells it what happened and when, and does what the [`Effects`] say. The same
-//! calls with the same arguments always have the same effects.
+//! A [`RaftNode`] is one replica's part in one group. It never sees a payload byte, reads no clock and draws
+//! no randomness it was not seeded with: its host tells it what happened and when, and does what the
+//! [`Effects`] say. The same calls with the same arguments always have the same effects.
 //!
 //! # What a host does
 //!
 //! 1. Build the node from what is durable: [`RaftNode::new`] with a [`Config`] and what was [`Restored`].
 //! 2. Tell it everything: [`step`](RaftNode::step) for each message received, [`tick`](RaftNode::tick) when
 //!    [`next_deadline`](RaftNode::next_deadline) has come, [`propose`](RaftNode::propose) and
-//!    [`read_index`](RaftNode::read_index) for users,
-//!    [`on_persisted`](RaftNode::on_persisted) and [`on_applied`](RaftNode::on_applied) when work is done.
-//! 3. After each step, and after a batch of other calls, [`take_effects`](RaftNode::take_effects) until they are
-//!    empty, and do what each field says, in particular what must be durable before what. Several calls may come
-//!    before one taking; effects that cannot be merged then queue up in order.
+//!    [`read_index`](RaftNode::read_index) for users, [`on_persisted`](RaftNode::on_persisted) and
+//!    [`on_applied`](RaftNode::on_applied) when work is done.
+//! 3. After each step, and after a batch of other calls, [`take_effects`](RaftNode::take_effects) until they
+//!    are empty, and do what each field says, in particular what must be durable before what. Several calls
+//!    may come before one taking; effects that cannot be merged then queue up in order.
 //! 4. Keep the payloads: store those that [`Effects::append`] names; attach those that an outgoing
-//!    [`Append`](Body::Append) names ([`Message::entries_range`]), after checking that the entry at each index still
-//!    has that term, and filling in the sizes the node has forgotten ([`Message::entries_mut`]).
+//!    [`Append`](Body::Append) names ([`Message::entries_range`]), after checking that the entry at each
+//!    index still has that term, and filling in the sizes the node has forgotten ([`Message::entries_mut`]).
 //!
 //! A group of one replica, whose host keeps everything in memory:
 //!
@@ -38,8 +38,8 @@
 //! let mut node = RaftNode::new(Config::new(id), restored, now)?;
 //! let mut applied = Vec::new();
 //!
-//! // Does what the node wants until it wants no more. "Durable" is immediate here; a real host reports it when the
-//! // write has completed.
+//! // Does what the node wants until it wants no more. "Durable" is immediate here; a real host reports it
+//! // when the write has completed.
 //! let mut pump = |node: &mut RaftNode, now: Time| loop {
 //!     let effects: Effects = node.take_effects();
 //!     if effects.is_empty() {
@@ -79,11 +79,13 @@
 //!
 //! # What holds, whatever the network, the disks and the clocks do
 //!
-//! - At most one leader per term; logs that agree at an entry agree before it; a leader has all committed entries; no
-//!   two replicas apply different entries at one index (figure 3 of the Raft paper, Ongaro and Ousterhout 2014).
-//! - A read answered under a lease sees every write that was acknowledged before it, if the clocks' rates are off
-//!   by no more than [`Config::clock_drift_ppm`], all replicas have the same [`Config::election_timeout`], and a
-//!   host says [`Restored::rejoining`] when it restarts. Without a lease, reads depend on no clock.
+//! - At most one leader per term; logs that agree at an entry agree before it; a leader has all committed
+//!   entries; no two replicas apply different entries at one index (figure 3 of the Raft paper, Ongaro and
+//!   Ousterhout 2014).
+//! - A read answered under a lease sees every write that was acknowledged before it, if the clocks' rates are
+//!   off by no more than [`Config::clock_drift_ppm`], all replicas have the same
+//!   [`Config::election_timeout`], and a host says [`Restored::rejoining`] when it restarts. Without a lease,
+//!   reads depend on no clock.
 //! - Nothing a peer sends makes a node panic; what no correct peer would send is ignored and listed in
 //!   [`Effects::rejected`]. Wrong calls by the host (applying what is not committed) are assertions.
 

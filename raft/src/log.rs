@@ -1,12 +1,14 @@
-//! The log as the algorithm sees it: which terms it consists of, where it begins and ends, and how much is durable.
+//! The log as the algorithm sees it: which terms it consists of, where it begins and ends, and how much is
+//! durable.
 //!
-//! Terms are kept as runs, so a log of any length takes a few words; sizes and kinds are remembered for the most recent
-//! entries only, and the host, which has the payloads, fills in the rest.
+//! Terms are kept as runs, so a log of any length takes a few words; sizes and kinds are remembered for the
+//! most recent entries only, and the host, which has the payloads, fills in the rest.
 //!
-//! **Durability.** Every append handed to the host is remembered until it is reported durable, in order, because an
-//! index and a term alone do not name a write: an entry can be appended, replaced by a later leader's, and appended again
-//! by a still later one, and a late report of the first write says nothing about the third. A report counts for the
-//! oldest unreported append that it fits, and what later appends replaced does not count.
+//! **Durability.** Every append handed to the host is remembered until it is reported durable, in order,
+//! because an index and a term alone do not name a write: an entry can be appended, replaced by a later
+//! leader's, and appended again by a still later one, and a late report of the first write says nothing about
+//! the third. A report counts for the oldest unreported append that it fits, and what later appends replaced
+//! does not count.
 //!
 //! Invariants: `first - 1 <= last`; `persisted <= last`; runs ascend in term and index; the entries up to
 //! `persisted` are durable exactly as they stand in the log now.
@@ -118,8 +120,9 @@ impl Log {
         self.runs[..after].last().map(|run| run.term)
     }
 
-    /// The last entry at or before `index` whose term is not above `term`, with its term: where two logs may still
-    /// agree. If only entries dropped from the front may be meant, their last, with term 0 if that is not known.
+    /// The last entry at or before `index` whose term is not above `term`, with its term: where two logs may
+    /// still agree. If only entries dropped from the front may be meant, their last, with term 0 if that is
+    /// not known.
     pub(crate) fn last_not_above(&self, index: Index, term: Term) -> (Index, Term) {
         let mut index = index.min(self.last);
         for run in self.runs.iter().rev() {
@@ -135,14 +138,14 @@ impl Log {
         (before, self.term_at(before).unwrap_or(0))
     }
 
-    /// Whether a log that ends with (`last_index`, `last_term`) is at least as complete as this one (section 5.4.1
-    /// of the Raft paper).
+    /// Whether a log that ends with (`last_index`, `last_term`) is at least as complete as this one (section
+    /// 5.4.1 of the Raft paper).
     pub(crate) fn is_covered_by(&self, last_index: Index, last_term: Term) -> bool {
         (last_term, last_index) >= (self.last_term(), self.last)
     }
 
-    /// The entries from `from` on: at most `count_max`, and at most `bytes_max` unless the first alone is larger. An
-    /// entry of unknown size comes alone.
+    /// The entries from `from` on: at most `count_max`, and at most `bytes_max` unless the first alone is
+    /// larger. An entry of unknown size comes alone.
     pub(crate) fn entries(&self, from: Index, count_max: usize, bytes_max: u64) -> Vec<EntryMeta> {
         if from > self.last || from < self.first {
             return Vec::new();
@@ -176,8 +179,8 @@ impl Log {
         entries
     }
 
-    /// Puts `entries` at `first`, replacing what was there and after; the node is in term `handed_in`. `joined` says that
-    /// the host sees them as part of the previous append.
+    /// Puts `entries` at `first`, replacing what was there and after; the node is in term `handed_in`.
+    /// `joined` says that the host sees them as part of the previous append.
     pub(crate) fn append(&mut self, first: Index, entries: &[EntryMeta], handed_in: Term, joined: bool) {
         assert!(first >= self.first && first <= self.last + 1, "an append must touch the log");
         let Some(last_entry) = entries.last() else { return };
@@ -216,9 +219,9 @@ impl Log {
         self.persisted = self.persisted.min(self.last);
     }
 
-    /// The host says that an append which ends with (or at least reaches) this entry is durable, and all before it.
-    /// Returns the term in which that append was handed over, and whether more of the log is durable than before;
-    /// `None` if the report fits nothing that is still of interest.
+    /// The host says that an append which ends with (or at least reaches) this entry is durable, and all
+    /// before it. Returns the term in which that append was handed over, and whether more of the log is
+    /// durable than before; `None` if the report fits nothing that is still of interest.
     pub(crate) fn on_persisted(&mut self, term: Term, index: Index) -> Option<(Term, bool)> {
         let whole =
             self.unreported.iter().position(|append| append.last == index && append.last_term == term);

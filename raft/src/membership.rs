@@ -3,8 +3,8 @@
 //! Invariants of a valid membership: at least one voter that holds data; ids are valid; a learner is not a
 //! voter; witnesses are voters (of either set) and less than half of each set they are in.
 //!
-//! While `voters_outgoing` is not empty the configuration is joint (Ongaro's dissertation, section 4.3): every
-//! decision needs a majority of both sets.
+//! While `voters_outgoing` is not empty the configuration is joint (Ongaro's dissertation, section 4.3):
+//! every decision needs a majority of both sets.
 
 use std::collections::BTreeSet;
 

@@ -21,7 +21,8 @@ pub struct Message {
 
 /// When, on the leader's clock, a message was sent and in which of its rounds; the follower gives it back.
 ///
-/// Time proves a lease (it is not later than the send), the round proves leadership for reads without any clock.
+/// Time proves a lease (it is not later than the send), the round proves leadership for reads without any
+/// clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Stamp {
     /// Not later than the moment of sending, on the leader's clock.
@@ -83,7 +84,8 @@ pub enum Body {
     AppendReply {
         /// The newest stamp the sender has of this leader.
         stamp: Stamp,
-        /// The sender lost records that it had acknowledged: `Accepted` steers the flow, but acknowledges nothing.
+        /// The sender lost records that it had acknowledged: `Accepted` steers the flow, but acknowledges
+        /// nothing.
         suspect: bool,
         /// What became of the append.
         outcome: AppendOutcome,
@@ -166,8 +168,8 @@ pub enum MessageError {
 impl Message {
     /// The entries of an append and the index of the first; `None` if the message carries no entries.
     ///
-    /// To send: attach the payload of each, in order, if the host's entry at that index still has that term; drop
-    /// the whole message otherwise. To receive: each payload is `bytes` long.
+    /// To send: attach the payload of each, in order, if the host's entry at that index still has that term;
+    /// drop the whole message otherwise. To receive: each payload is `bytes` long.
     #[must_use]
     pub fn entries_range(&self) -> Option<(Index, &[EntryMeta])> {
         match &self.body {
@@ -200,8 +202,8 @@ impl Message {
             .sum()
     }
 
-    /// Checks what can be checked without knowing the receiver's state. [`RaftNode::step`](crate::RaftNode::step)
-    /// does so itself.
+    /// Checks what can be checked without knowing the receiver's state.
+    /// [`RaftNode::step`](crate::RaftNode::step) does so itself.
     ///
     /// # Errors
     /// The first rule found broken.

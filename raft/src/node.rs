@@ -3,8 +3,8 @@
 //! Elections are in `election.rs`, both ends of replication in `replication.rs`, what only a leader keeps in
 //! `leadership.rs`.
 //!
-//! Invariants: `applied <= commit <= log.last()`; `commit` never falls; `term` never falls and `vote` changes only from
-//! `None` within a term; an entry at or below `commit` never changes.
+//! Invariants: `applied <= commit <= log.last()`; `commit` never falls; `term` never falls and `vote` changes
+//! only from `None` within a term; an entry at or below `commit` never changes.
 
 use crate::{
     config::{Config, ConfigError},
@@ -32,7 +32,8 @@ pub struct RaftNode {
 
     pub(crate) term: Term,
     pub(crate) vote: Option<PeerId>,
-    /// `term` is known to be durable: something is that was handed over later, or was answered that was sent later.
+    /// `term` is known to be durable: something is that was handed over later, or was answered that was sent
+    /// later.
     pub(crate) term_durable: bool,
     pub(crate) log: Log,
     pub(crate) commit: Index,
@@ -73,8 +74,8 @@ pub(crate) struct Following {
     pub(crate) matched: Index,
     /// Newest stamp from the leader.
     pub(crate) stamp: Stamp,
-    /// A suspect replica is repaired once so much is durable and matched: the leader's last entry when we first
-    /// accepted an append from it. It has every entry that was committed before its term.
+    /// A suspect replica is repaired once so much is durable and matched: the leader's last entry when we
+    /// first accepted an append from it. It has every entry that was committed before its term.
     pub(crate) repaired_at: Option<Index>,
 }
 
@@ -248,8 +249,8 @@ impl RaftNode {
         Ok(node)
     }
 
-    /// Takes in a message from another replica. Messages may be lost, doubled, late and out of order; one that no correct
-    /// peer could have sent is ignored and listed in [`Effects::rejected`].
+    /// Takes in a message from another replica. Messages may be lost, doubled, late and out of order; one
+    /// that no correct peer could have sent is ignored and listed in [`Effects::rejected`].
     pub fn step(&mut self, now: Time, from: PeerId, message: Message) {
         self.advance(now);
         if let Err(error) = self.try_step(from, message) {
@@ -324,8 +325,8 @@ impl RaftNode {
     }
 
     /// Appends entries, each with a kind and a payload size in bytes, to the log. The host stores them as
-    /// [`Effects::append`] says; proposals made before the effects are taken share one append and go to each peer
-    /// together.
+    /// [`Effects::append`] says; proposals made before the effects are taken share one append and go to each
+    /// peer together.
     ///
     /// # Errors
     /// If this replica does not lead, or is handing over.
@@ -349,9 +350,9 @@ impl RaftNode {
         Ok(Proposed { first, term })
     }
 
-    /// The append that ends with the entry (`term`, `index`), and everything handed out before it, is durable. Report
-    /// appends in the order in which they were handed out; of several that became durable together it is enough to
-    /// report the last. Reports about entries that were replaced since are ignored.
+    /// The append that ends with the entry (`term`, `index`), and everything handed out before it, is
+    /// durable. Report appends in the order in which they were handed out; of several that became durable
+    /// together it is enough to report the last. Reports about entries that were replaced since are ignored.
     pub fn on_persisted(&mut self, now: Time, term: Term, index: Index) {
         self.advance(now);
         let Some((handed_in, grew)) = self.log.on_persisted(term, index) else { return };
@@ -377,16 +378,16 @@ impl RaftNode {
         self.applied = self.applied.max(index);
     }
 
-    /// The host has dropped the entries before `first` from its log, all of them applied. Peers that still need them
-    /// will be listed in [`Effects::snapshot_wanted`].
+    /// The host has dropped the entries before `first` from its log, all of them applied. Peers that still
+    /// need them will be listed in [`Effects::snapshot_wanted`].
     pub fn on_log_truncated(&mut self, now: Time, first: Index) {
         self.advance(now);
         assert!(first <= self.applied + 1, "entry {first} was dropped before it was applied");
         self.log.drop_before(first);
     }
 
-    /// Asks when the state machine may answer a read linearizably; [`Effects::reads`] says so, at once if the lease is
-    /// valid, else when a quorum has confirmed that this replica still leads.
+    /// Asks when the state machine may answer a read linearizably; [`Effects::reads`] says so, at once if the
+    /// lease is valid, else when a quorum has confirmed that this replica still leads.
     ///
     /// # Errors
     /// If this replica does not lead.
@@ -399,8 +400,9 @@ impl RaftNode {
         Ok(())
     }
 
-    /// Whether a read of the state at [`RaftNode::commit`], once applied, is linearizable right now without asking anyone:
-    /// this replica leads, has committed an entry of its term, and nobody else can have been elected yet.
+    /// Whether a read of the state at [`RaftNode::commit`], once applied, is linearizable right now without
+    /// asking anyone: this replica leads, has committed an entry of its term, and nobody else can have been
+    /// elected yet.
     #[must_use]
     pub fn lease_valid(&self, now: Time) -> bool {
         self.lease_holds_at(self.now.max(now))
@@ -416,8 +418,9 @@ impl RaftNode {
         }
     }
 
-    /// Campaigns now rather than at the timeout: the host prefers this replica as leader. Without effect at a leader, at
-    /// a replica that may not campaign, and while its vote is promised to a leader that was heard from lately.
+    /// Campaigns now rather than at the timeout: the host prefers this replica as leader. Without effect at a
+    /// leader, at a replica that may not campaign, and while its vote is promised to a leader that was heard
+    /// from lately.
     pub fn campaign(&mut self, now: Time) {
         self.advance(now);
         if !matches!(self.state, State::Leader(_)) && self.now >= self.promised_until {
@@ -425,8 +428,8 @@ impl RaftNode {
         }
     }
 
-    /// What is to be done since the last call. Appends to peers are built here, so proposals made since then travel
-    /// together.
+    /// What is to be done since the last call. Appends to peers are built here, so proposals made since then
+    /// travel together.
     pub fn take_effects(&mut self) -> Effects {
         if let Some(effects) = self.outbox.pop_complete() {
             return effects;
@@ -516,8 +519,8 @@ impl RaftNode {
         matches!(self.state, State::Leader(_))
     }
 
-    /// Whether this replica leads and its state machine has applied an entry of its own term, hence everything that
-    /// was committed before: from here on it can evaluate conditions.
+    /// Whether this replica leads and its state machine has applied an entry of its own term, hence
+    /// everything that was committed before: from here on it can evaluate conditions.
     #[must_use]
     pub fn leader_ready(&self) -> bool {
         match &self.state {
@@ -538,7 +541,8 @@ impl RaftNode {
 
     /// The hard state changed: the next effects carry it.
     pub(crate) fn save_hard_state(&mut self) {
-        // Not above what is durable: after a crash it must not vouch for entries that were about to be replaced.
+        // Not above what is durable: after a crash it must not vouch for entries that were about to be
+        // replaced.
         let commit = self.commit.min(self.log.persisted());
         let hard_state = HardState { term: self.term, vote: self.vote, commit };
         self.outbox.open().hard_state = Some(hard_state);

@@ -13,8 +13,8 @@
 //! - **Replicate**: appends go out without waiting, within the window.
 //! - **Snapshot**: the log no longer has what the peer needs; only heartbeats go.
 //!
-//! Invariants: `matched <= acked < next`; `matched` counts for commits and never exceeds what the peer has said to be
-//! durable; a suspect peer's `matched` is 0.
+//! Invariants: `matched <= acked < next`; `matched` counts for commits and never exceeds what the peer has
+//! said to be durable; a suspect peer's `matched` is 0.
 
 use std::collections::VecDeque;
 
@@ -67,7 +67,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A peer of a new leader whose first own entry is `next`. It counts as heard of: the election was just won.
+    /// A peer of a new leader whose first own entry is `next`. It counts as heard of: the election was just
+    /// won.
     pub(crate) fn new(next: Index, now: Time) -> Progress {
         Progress {
             state: ProgressState::Probe,
@@ -135,8 +136,8 @@ impl Progress {
         }
     }
 
-    /// How many entries and bytes the next append may have; `None` if nothing may be sent now. The window may be
-    /// exceeded by one entry, so that a large one can pass.
+    /// How many entries and bytes the next append may have; `None` if nothing may be sent now. The window may
+    /// be exceeded by one entry, so that a large one can pass.
     pub(crate) fn window(&self, entries_max: usize, bytes_max: u64) -> Option<(usize, u64)> {
         match self.state {
             ProgressState::Probe if self.probe_round.is_none() => Some((entries_max, bytes_max)),
@@ -172,8 +173,8 @@ impl Progress {
         self.count(persisted)
     }
 
-    /// The logs do not agree at `prev_index`; `agree_max` is the last entry at which they still may. Returns false if
-    /// this is an old answer that says nothing new.
+    /// The logs do not agree at `prev_index`; `agree_max` is the last entry at which they still may. Returns
+    /// false if this is an old answer that says nothing new.
     pub(crate) fn rejected(&mut self, prev_index: Index, agree_max: Index) -> bool {
         if self.suspect {
             self.acked = 0;
@@ -189,8 +190,9 @@ impl Progress {
         !old
     }
 
-    /// The peer answered a heartbeat: up to `matched` its log is known to equal ours, `persisted` of it durably.
-    /// Appends sent before that heartbeat which the peer does not have were lost. Returns whether `matched` grew.
+    /// The peer answered a heartbeat: up to `matched` its log is known to equal ours, `persisted` of it
+    /// durably. Appends sent before that heartbeat which the peer does not have were lost. Returns whether
+    /// `matched` grew.
     pub(crate) fn heartbeat_answered(&mut self, round: u64, matched: Index, persisted: Index) -> bool {
         self.advance_acked(persisted);
         match self.state {
@@ -235,7 +237,8 @@ impl Progress {
         self.clear_inflight();
     }
 
-    /// The log begins at `first`: a peer that waited for a snapshot and got it from the host can be fed again.
+    /// The log begins at `first`: a peer that waited for a snapshot and got it from the host can be fed
+    /// again.
     pub(crate) fn leave_snapshot(&mut self, first: Index) {
         if self.state == ProgressState::Snapshot && self.acked + 1 >= first {
             self.become_replicate(self.acked);
@@ -299,7 +302,8 @@ mod tests {
         Progress::new(10, Time(0))
     }
 
-    /// The same peer, streaming: 9 matches, appends of 2 and 3 entries of 10 bytes each are under way in round 1.
+    /// The same peer, streaming: 9 matches, appends of 2 and 3 entries of 10 bytes each are under way in
+    /// round 1.
     fn streaming() -> Progress {
         let mut progress = fresh();
         progress.sent(1, 0, 1);

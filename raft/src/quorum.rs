@@ -46,8 +46,8 @@ pub fn reached_by_majority<T: Ord + Copy>(
     best
 }
 
-/// The greatest value that a quorum of `membership` has reached: the smaller of the two majorities' values in a
-/// joint configuration. `None` if there are no voters at all.
+/// The greatest value that a quorum of `membership` has reached: the smaller of the two majorities' values in
+/// a joint configuration. `None` if there are no voters at all.
 #[must_use]
 pub fn reached<T: Ord + Copy>(membership: &Membership, value: impl Fn(PeerId) -> T) -> Option<T> {
     let incoming = reached_by_majority(&membership.voters, &value);

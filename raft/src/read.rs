@@ -1,9 +1,9 @@
 //! Reads that wait for proof of leadership (section 6.4 of Ongaro's dissertation).
 //!
-//! A read takes the commit index at its arrival and waits until a quorum has answered a heartbeat round that began
-//! after it. Reads that arrive together share a round. A leader that has not yet committed an entry of its own term
-//! does not know the commit index; such a read takes the index of the leader's first entry instead, and also waits for
-//! its commit.
+//! A read takes the commit index at its arrival and waits until a quorum has answered a heartbeat round that
+//! began after it. Reads that arrive together share a round. A leader that has not yet committed an entry of
+//! its own term does not know the commit index; such a read takes the index of the leader's first entry
+//! instead, and also waits for its commit.
 //!
 //! Invariant: both the rounds and the indexes of waiting reads ascend.
 

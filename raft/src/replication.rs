@@ -1,9 +1,9 @@
-//! Replication: what a leader sends and counts, what a follower stores and acknowledges (sections 5.3 and 5.4.2 of the
-//! Raft paper).
+//! Replication: what a leader sends and counts, what a follower stores and acknowledges (sections 5.3 and
+//! 5.4.2 of the Raft paper).
 //!
-//! A follower acknowledges from one place: when the host reports that more of its log is durable, or at once if an
-//! append brought nothing new. The acknowledgement always names the last durable entry that equals the leader's, so a later one
-//! makes up for a lost one.
+//! A follower acknowledges from one place: when the host reports that more of its log is durable, or at once
+//! if an append brought nothing new. The acknowledgement always names the last durable entry that equals the
+//! leader's, so a later one makes up for a lost one.
 
 use crate::{
     effects::AppendSource,
@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl RaftNode {
-    /// Builds the leader's messages: a heartbeat round if one is due, and what each peer's window lets through.
+    /// Builds the leader's messages: a heartbeat round if one is due, and what each peer's window lets
+    /// through.
     pub(crate) fn send_as_leader(&mut self) {
         let State::Leader(leadership) = &mut self.state else { return };
         let (term, commit, leader_last) = (self.term, self.commit, self.log.last());
@@ -62,8 +63,8 @@ impl RaftNode {
         }
     }
 
-    /// Commits what a quorum holds durably. Entries of earlier terms are committed along with one of this term, never
-    /// by counting.
+    /// Commits what a quorum holds durably. Entries of earlier terms are committed along with one of this
+    /// term, never by counting.
     pub(crate) fn advance_commit(&mut self) {
         let State::Leader(leadership) = &self.state else { return };
         let agreed = quorum::reached(&self.membership, |peer| {
@@ -152,7 +153,8 @@ impl RaftNode {
         if self.log.term_at(prev_index).is_some_and(|term| term != prev_term) {
             return Err(MessageError::ConflictsWithCommitted);
         }
-        // Entries dropped from the front of the log are committed; their terms are not known any more, nor needed.
+        // Entries dropped from the front of the log are committed; their terms are not known any more, nor
+        // needed.
         let differs = |(index, entry): &(Index, &EntryMeta)| {
             *index >= self.log.first() && self.log.term_at(*index) != Some(entry.term)
         };

@@ -118,8 +118,9 @@ pub struct HardState {
     /// Whom it voted for in that term.
     pub vote: Option<PeerId>,
     /// A lower bound of the commit index. It saves work after a restart and nothing depends on it: it is
-    /// written along with changes of `term` and `vote`, and a host may write a newer one whenever it likes, but never one
-    /// above the entries that are durable already: those on disk there may be about to be replaced.
+    /// written along with changes of `term` and `vote`, and a host may write a newer one whenever it likes,
+    /// but never one above the entries that are durable already: those on disk there may be about to be
+    /// replaced.
     pub commit: Index,
 }
 

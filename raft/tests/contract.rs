@@ -1,5 +1,6 @@
-//! What the host and the node promise each other: how effects are merged, which calls are refused, that messages survive
-//! their encoding, and that nothing a peer sends can make a node panic or break what it has committed.
+//! What the host and the node promise each other: how effects are merged, which calls are refused, that
+//! messages survive their encoding, and that nothing a peer sends can make a node panic or break what it has
+//! committed.
 
 use proptest::prelude::*;
 use terrane_raft::{

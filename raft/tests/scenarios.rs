@@ -1,8 +1,8 @@
 //! Runs the scenarios in `tests/scenarios/*.txt`: conversations of replicas, told step by step.
 //!
-//! A file is a topic comment and blocks of commands, each followed by `----` and what came of them. `UPDATE_EXPECT=1`
-//! rewrites what came of them. Time stands still unless a command moves it, messages wait until delivered, and writes
-//! are not durable until told so.
+//! A file is a topic comment and blocks of commands, each followed by `----` and what came of them.
+//! `UPDATE_EXPECT=1` rewrites what came of them. Time stands still unless a command moves it, messages wait
+//! until delivered, and writes are not durable until told so.
 //!
 //! | command | does |
 //! |---|---|

@@ -1,8 +1,10 @@
-//! Groups of replicas under a seeded storm: messages lost, doubled, delayed and reordered; links cut, also one way;
-//! crashes that lose what was not durable; pauses; clocks that drift to the stated bound; damaged disks; leaders moved at will.
-//! After every event the properties of `Laws` are checked, and at the end, when the storm is over, the group must work again.
+//! Groups of replicas under a seeded storm: messages lost, doubled, delayed and reordered; links cut, also
+//! one way; crashes that lose what was not durable; pauses; clocks that drift to the stated bound; damaged
+//! disks; leaders moved at will. After every event the properties of `Laws` are checked, and at the end, when
+//! the storm is over, the group must work again.
 //!
-//! `TERRANE_SEED=n cargo test -p terrane-raft --test simulation` replays one seed, `TERRANE_SEEDS=n` runs more of them.
+//! `TERRANE_SEED=n cargo test -p terrane-raft --test simulation` replays one seed, `TERRANE_SEEDS=n` runs
+//! more of them.
 
 mod host;
 
@@ -85,11 +87,12 @@ struct Node {
 struct Laws {
     /// Election safety: the one leader of each term.
     leaders: BTreeMap<Term, PeerId>,
-    /// Log matching: an entry's index and term determine its content and the term of the entry before, hence by
-    /// induction everything before. An entry exists once it is durable or was received: what a leader that stands
-    /// alone loses in a crash, nobody has seen.
+    /// Log matching: an entry's index and term determine its content and the term of the entry before, hence
+    /// by induction everything before. An entry exists once it is durable or was received: what a leader that
+    /// stands alone loses in a crash, nobody has seen.
     entries: BTreeMap<(Index, Term), (u64, Term)>,
-    /// State machine safety and leader completeness: what a leader first committed at each index, and its term then.
+    /// State machine safety and leader completeness: what a leader first committed at each index, and its
+    /// term then.
     committed: Vec<(Entry, Term)>,
     /// How much was committed when each read arrived.
     reads: BTreeMap<u64, Index>,
@@ -633,8 +636,8 @@ impl Storm {
         }
     }
 
-    /// Lease safety: while a leader may answer alone, nobody leads a later term and nothing is committed that it does
-    /// not know of.
+    /// Lease safety: while a leader may answer alone, nobody leads a later term and nothing is committed that
+    /// it does not know of.
     fn check(&mut self) {
         let committed = self.laws.committed.len() as u64;
         for (id, node) in &self.nodes {

@@ -1,8 +1,8 @@
-//! A host for one replica, as small as it can be: a disk that keeps three states apart (handed to it, durable, reported
-//! as durable) and a state machine that only remembers how far it got.
+//! A host for one replica, as small as it can be: a disk that keeps three states apart (handed to it,
+//! durable, reported as durable) and a state machine that only remembers how far it got.
 //!
-//! Both the scenario driver and the simulator run it; they differ in who decides when writes complete and messages
-//! arrive.
+//! Both the scenario driver and the simulator run it; they differ in who decides when writes complete and
+//! messages arrive.
 
 #![allow(dead_code, reason = "each test target uses its own part")]
 
@@ -13,7 +13,8 @@ use terrane_raft::{
     RaftNode, Restored, Term, TermRun, Time,
 };
 
-/// A stored entry; `payload` stands for its bytes and is unique to each proposal, 0 for a leader's first entry.
+/// A stored entry; `payload` stands for its bytes and is unique to each proposal, 0 for a leader's first
+/// entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) term: Term,
