@@ -280,6 +280,14 @@ struct EpochProgress {
 struct HeldFlush {
     frames: u16,
     met: Vec<HeldFrame>,
+    /// One of its frames is known to be broken.
+    torn: bool,
+}
+
+impl HeldFlush {
+    fn of(header: &FrameHeader) -> Self {
+        Self { frames: header.frames, met: Vec::new(), torn: false }
+    }
 }
 
 struct HeldFrame {
@@ -324,6 +332,14 @@ impl<'a> Assembly<'a> {
     fn meet(&mut self, met: Met<'_>) {
         match met {
             Met::Frame(frame) => self.frame(&frame),
+            Met::Torn { segment, header } => {
+                // It stands for a frame that is never met. One flush is in flight at a time, so all before it were
+                // durable.
+                if self.enter_flush(segment, &header) {
+                    let progress = self.current.as_mut().expect("the epoch was entered");
+                    progress.held.get_or_insert_with(|| HeldFlush::of(&header)).torn = true;
+                }
+            }
             Met::Unreadable { segment, offset } => {
                 let sector = self.layout.sector_of(offset);
                 let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
@@ -345,18 +361,26 @@ impl<'a> Assembly<'a> {
         self.current.as_mut().expect("an epoch was entered")
     }
 
-    fn frame(&mut self, frame: &MetFrame<'_>) {
-        let header = &frame.header;
+    /// A header of this flush was met. False if the flush is void, or was passed already.
+    fn enter_flush(&mut self, segment: FoundSegment, header: &FrameHeader) -> bool {
         self.out.term_max = self.out.term_max.max(header.term_max);
-        let end = frame.offset + self.layout.frame_bytes(header.body_bytes);
-        let end_sector = self.layout.sector_of(end);
-        let progress = self.enter_epoch(frame.segment.generation.epoch(), frame.segment.chunk);
+        let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
         if progress.limit.is_some_and(|limit| header.flush > limit) || header.flush <= progress.passed {
-            return;
+            return false;
         }
         if header.flush > progress.passed + 1 {
             self.pass_damaged(header.flush - 1);
         }
+        true
+    }
+
+    fn frame(&mut self, frame: &MetFrame<'_>) {
+        let header = &frame.header;
+        if !self.enter_flush(frame.segment, header) {
+            return;
+        }
+        let end = frame.offset + self.layout.frame_bytes(header.body_bytes);
+        let end_sector = self.layout.sector_of(end);
         self.out.frames += 1;
         let progress = self.current.as_mut().expect("the epoch was entered");
         (progress.chunk, progress.sector) = (frame.segment.chunk, end_sector);
@@ -366,7 +390,7 @@ impl<'a> Assembly<'a> {
             self.count(frame);
             return;
         }
-        let held = progress.held.get_or_insert_with(|| HeldFlush { frames: header.frames, met: Vec::new() });
+        let held = progress.held.get_or_insert_with(|| HeldFlush::of(header));
         held.met.push(HeldFrame {
             segment: frame.segment,
             header: frame.header,
@@ -374,7 +398,7 @@ impl<'a> Assembly<'a> {
             offset: frame.offset,
             body: frame.body.to_vec(),
         });
-        if held.met.len() == usize::from(held.frames) {
+        if held.met.len() == usize::from(held.frames) && !held.torn {
             progress.passed = header.flush;
             self.count_held();
         }

@@ -38,6 +38,8 @@ pub(crate) struct FoundSegment {
 pub(crate) enum Met<'a> {
     /// A valid frame.
     Frame(MetFrame<'a>),
+    /// A valid header whose records are not all there. It proves that its flush had begun.
+    Torn { segment: FoundSegment, header: FrameHeader },
     /// The device does not give this smallest write back.
     Unreadable { segment: FoundSegment, offset: u32 },
 }
@@ -237,6 +239,7 @@ impl Walk {
                 break;
             }
             let Some(records) = frame::decode_body(&header, self.stamp, body) else {
+                meet(Met::Torn { segment: self.segment, header });
                 from += unit;
                 continue;
             };

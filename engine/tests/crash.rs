@@ -488,7 +488,7 @@ fn one_crash(script: u64, operation: u64, in_recovery: &[u64]) -> bool {
 
 #[test]
 fn power_is_cut_at_every_operation() {
-    for script in seeds(60) {
+    for script in seeds(150) {
         let _replay = Replay { seed: script, suite: "crash", test: "power_is_cut_at_every_operation" };
         let mut operation = 1;
         while one_crash(script, operation, &[]) {
@@ -500,7 +500,7 @@ fn power_is_cut_at_every_operation() {
 
 #[test]
 fn power_is_cut_at_every_operation_and_at_every_operation_of_recovery() {
-    for script in seeds(4) {
+    for script in seeds(10) {
         let test = "power_is_cut_at_every_operation_and_at_every_operation_of_recovery";
         let _replay = Replay { seed: script, suite: "crash", test };
         let mut operation = 1;
@@ -520,7 +520,7 @@ fn power_is_cut_at_every_operation_and_at_every_operation_of_recovery() {
 
 #[test]
 fn long_lives_end_in_every_way() {
-    for seed in seeds(250) {
+    for seed in seeds(800) {
         let _replay = Replay { seed, suite: "crash", test: "long_lives_end_in_every_way" };
         let mut rng = Pcg64Mcg::seed_from_u64(seed ^ 0x5eed);
         let sim = SimOptions {

@@ -298,6 +298,25 @@ fn rule_6_the_search_goes_on_behind_a_bad_frame() {
     }
 }
 
+/// Without the rule (a frame with a valid header and bad records counts for nothing): both look like a torn tail.
+#[test]
+fn rule_6_a_torn_frame_proves_that_the_flush_before_it_was_durable() {
+    let mut node = with_group();
+    append(&mut node, 1, vec![put(1, "a", b"1")]);
+    let hurt = last_frame(&node.media);
+    append(&mut node, 2, vec![put(1, "b", b"2")]);
+    let torn = last_frame(&node.media);
+    let media = node.media.clone();
+    drop(node);
+    media.power_on();
+    media.corrupt(hurt.chunk, hurt.sector, 30);
+    media.corrupt(torn.chunk, torn.sector, 60);
+    let node = Node::open(&media);
+    let what = DamageKind::Flushes { epoch: 1, first: hurt.flush, last: hurt.flush };
+    assert!(matches!(node.recovery.damage[..], [damage] if damage.what == what));
+    assert_eq!((node.recovery.dropped_flushes, node.recovery.groups[0].suspect), (1, true));
+}
+
 /// Without the rule (each change is a record of its own): many records are written.
 #[test]
 fn rule_7_states_come_from_memory_and_only_the_newest_is_written() {
