@@ -24,7 +24,7 @@ const ENTRIES_PER_EPOCH: u64 = 12;
 const FLIPS_MAX: u64 = 3;
 
 fn content(group: GroupId, index: u64, term: u64) -> Entry {
-    let length = (index * 37 + group.0 * 11) % if index % 10 == 0 { 7000 } else { 900 };
+    let length = (index * 37 + group.0 * 11) % if index.is_multiple_of(10) { 7000 } else { 900 };
     let value: Vec<u8> = (0..length).map(|at| (at ^ index ^ term) as u8).collect();
     put(term, &format!("key{}", index % 8), &value)
 }
