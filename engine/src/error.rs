@@ -204,7 +204,4 @@ pub enum OpenError {
     /// The medium failed.
     #[error(transparent)]
     Media(#[from] MediaError),
-    /// What recovery had to write down could not be written.
-    #[error("recovery could not write: {0}")]
-    Write(#[source] StoreError),
 }

@@ -282,13 +282,6 @@ impl<M: Media> Store<M> {
         }
     }
 
-    /// Writes what recovery left to be written. Nothing else is pending at that time.
-    pub(crate) async fn flush_wanted_states(&self) -> Result<(), StoreError> {
-        let mut buffers = Buffers::default();
-        while self.flush_once(&mut buffers).await? {}
-        Ok(())
-    }
-
     async fn work_arrived(&self) {
         let mut seat = HeldSeat::new(&self.shared.work);
         let mut polled = false;

@@ -25,7 +25,6 @@ use crate::core::Core;
 use crate::entry::{GroupId, HardState, VOTE_SPENT};
 use crate::error::OpenError;
 use crate::frame::{self, FrameHeader};
-use crate::group::StatePending;
 use crate::index::Place;
 use crate::lineage::TermRun;
 use crate::log::Log;
@@ -220,7 +219,7 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anch
     for replayed in replay.finish() {
         let mut group = replayed.group;
         // A state written since the damage became known says itself whether the group is suspect. An older one knows
-        // nothing of it.
+        // nothing of it, so the group is, at this start and at each one until a state is written.
         let state_outdated = replayed.state_epoch < damage_known_since;
         if state_outdated {
             group.suspect = true;
@@ -247,9 +246,6 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anch
         let slot = core.add_group(group);
         for (index, bytes) in tail {
             core.note_tail(slot, index, bytes);
-        }
-        if state_outdated {
-            core.want_state(slot, StatePending::Wanted);
         }
     }
 }

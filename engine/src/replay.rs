@@ -270,7 +270,7 @@ mod tests {
         for index in 1..=3 {
             feed.entry(1, index, 1, "old");
         }
-        feed.state(1, 2, &[(1, 1)]);
+        feed.state(1, 1, &[(1, 1)]);
         feed.state(2, 0, &[(1, 1)]);
         feed.entry(2, 1, 1, "new");
         // A record of the old life again, as cleaning may write one.
@@ -304,6 +304,23 @@ mod tests {
         // A third leader had the first one's entry.
         feed.state(1, 2, &[(1, 1), (3, 3)]);
         assert_eq!(feed.finish(), (1, 2, keys(&[("mine", 2), ("one", 1)])));
+    }
+
+    /// Without rule 1 (an applied entry keeps its first place): the places are those of the first record.
+    #[test]
+    fn rule_1_the_same_entry_written_again_counts_at_its_later_place() {
+        let mut feed = Feed::default();
+        feed.state(1, 0, &[(1, 1)]);
+        feed.entry(1, 1, 1, "key");
+        feed.state(1, 1, &[(1, 1)]);
+        // Another term's entry of that index is void, wherever it stands.
+        feed.entry(1, 1, 1, "key");
+        let place = Place { chunk: 2, offset: feed.written, length: 1 };
+        feed.entry(1, 1, 2, "key");
+        let replayed = feed.replay.finish();
+        let group = &replayed[0].group;
+        assert_eq!(group.place(1), Some(place));
+        assert_eq!(group.index.get(b"key"), Some(Located { version: 1, place }));
     }
 
     #[test]

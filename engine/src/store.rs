@@ -94,8 +94,6 @@ impl<M: Media> Store<M> {
                 work: Watch::default(),
             }),
         };
-        // What recovery found out about suspect groups is durable before anybody acts on it.
-        store.flush_wanted_states().await.map_err(OpenError::Write)?;
         Ok((store, recovery))
     }
 

@@ -210,12 +210,19 @@ fn rule_6_a_bad_frame_below_the_highest_flush_makes_every_group_suspect() {
     assert_eq!((other.hard_state.term, other.hard_state.vote), (9, VOTE_SPENT), "the shard's highest term");
 }
 
-/// Without the rule (suspicion is not written down): the second start suspects nobody, or the third one everybody.
+/// Without the rule (states do not carry the suspicion, or the anchor does not remember what is known): a later start
+/// suspects nobody, or everybody again.
 #[test]
 fn rule_6_suspicion_lasts_until_it_is_cleared_and_then_stays_cleared() {
     let (media, hurt) = damaged_in_the_middle();
-    let mut node = Node::open(&media).power_cycle().power_cycle();
+    let mut node = Node::open(&media).power_cycle();
     assert!(node.recovery.groups.iter().all(|group| group.suspect));
+    // One group's state is written while it is suspect, the other's is not.
+    let voted = node.store.set_hard_state(GroupId(6), HardState { term: 10, vote: 0, commit: 0 }).unwrap();
+    node.wait(voted);
+    let mut node = node.power_cycle();
+    assert!(node.recovery.groups.iter().all(|group| group.suspect));
+    assert_eq!(node.recovery.groups[1].hard_state.term, 10);
     let created = node.store.create_group(GroupId(7), Bytes::new()).unwrap();
     node.wait(created);
     // The leader repairs: it sends what is missing, and the host clears the suspicion.
