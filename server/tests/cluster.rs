@@ -383,3 +383,42 @@ fn malformed_frames_are_answered_and_never_obeyed() {
         assert!(matches!(&errors[..], [ErrorReply::KeyTooLarge { limit: 65_536 }]) && !closed, "{errors:?}");
     });
 }
+
+#[test]
+fn a_leader_that_slept_does_not_answer_from_its_old_state() {
+    for_seeds(5, |seed| {
+        let cluster = Cluster::start(seed, 3, 1, 1);
+        let client = cluster.client();
+        let get = || Request::Get { key: Bytes::from_static(b"k") };
+        let put = |value: &'static str| Request::Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(value.as_bytes()),
+            condition: Condition::None,
+            expires_ms: 0,
+        };
+        let answers: Rc<RefCell<Vec<Outcome>>> = Rc::default();
+        cluster.sim.block_on(async {
+            client.insist(put("old")).await.expect("a fresh cluster serves");
+            let mut leader = 1;
+            while !matches!(client.attempt(leader, &get()).await, Outcome::Done(_)) {
+                leader = leader % 3 + 1;
+            }
+            cluster.sim.pause(leader, Duration::from_secs(12));
+            client.insist(put("new")).await.expect("the other two go on");
+            // Asked from now on, through the pause and beyond it: requests wait in the sleeper's sockets, and are
+            // what it finds when it wakes up, before it has heard that it was deposed.
+            while cluster.sim.elapsed() < Duration::from_secs(16) {
+                let (asker, answers, request) = (client.clone(), answers.clone(), get());
+                cluster.spawn_client(async move {
+                    let outcome = asker.attempt(leader, &request).await;
+                    answers.borrow_mut().push(outcome);
+                });
+                client.sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let stale = |outcome: &Outcome| matches!(outcome, Outcome::Done(Response::Value { value, .. }) if value != "new");
+        assert!(!answers.borrow().iter().any(stale), "{:?}", answers.borrow());
+        let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(ErrorReply::NotLeader { .. }));
+        assert!(answers.borrow().iter().any(refused), "the sleeper learned that it does not lead any more");
+    });
+}
