@@ -373,3 +373,56 @@ fn commit_marks_bound_what_waits_after_a_sudden_end() {
     // A mark for each KiB applied, written with the next flush.
     assert!((92..100).contains(&found.applied), "{found:?}");
 }
+
+/// What was admitted has room, although nothing was flushed in between.
+#[test]
+fn states_that_pend_together_never_overcommit_the_slice() {
+    let mut node = Node::fresh(16);
+    let large = Bytes::from(vec![1; 6000]);
+    let mut created = Vec::new();
+    let full = loop {
+        match node.store.create_group(GroupId(created.len() as u64), large.clone()) {
+            Ok(durable) => created.push(durable),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, StoreError::Full), "{full}");
+    // Two of them fit in each of the fourteen chunks; the estimate may be short by a few.
+    assert!((20..=28).contains(&created.len()), "{}", created.len());
+    for durable in created {
+        node.wait(durable);
+    }
+}
+
+/// Commit marks were not admitted: they go along with a flush only as far as there is room.
+#[test]
+fn commit_marks_never_overcommit_the_slice() {
+    let mut node = Node::fresh(16);
+    let small = GroupId(50);
+    let groups: Vec<_> = (1..=8).map(GroupId).collect();
+    for group in groups.iter().chain([&small]) {
+        let membership = Bytes::from(vec![1; if *group == small { 0 } else { 6000 }]);
+        let created = node.store.create_group(*group, membership).unwrap();
+        node.wait(created);
+    }
+    for group in &groups {
+        let durable =
+            node.store.append(*group, 1, vec![put(1, "a", &[1; 700]), put(1, "b", &[2; 700])]).unwrap();
+        node.wait(durable);
+    }
+    let mut term = 0;
+    while node.store.free_bytes() > 20_000 {
+        term += 1;
+        let voted = node.store.set_hard_state(small, HardState { term, vote: 1, commit: 0 }).unwrap();
+        node.wait(voted);
+    }
+    assert!(term > 0);
+    for group in &groups {
+        node.store.apply(*group, 2).unwrap();
+    }
+    let states = node.store.counters().states;
+    let voted = node.store.set_hard_state(small, HardState { term: term + 1, vote: 1, commit: 0 }).unwrap();
+    node.wait(voted);
+    let written = node.store.counters().states - states;
+    assert!((2..9).contains(&written), "some marks fit, not all: {written}");
+}

@@ -393,8 +393,14 @@ fn what_an_earlier_store_left_behind_is_never_valid() {
     let other = SliceId { cluster: 0xc2, ..harness::SLICE };
     // Formatting does not zero the device here, and a conventional one keeps its content.
     block_on(Store::format(&media, other)).unwrap();
-    let (_, recovery) = block_on(Store::open(media.clone(), other, options())).unwrap();
-    assert!(recovery.groups.is_empty() && recovery.damage.is_empty());
+    // Nor do its frames count once the header that names their owner is damaged.
+    for header_damaged in [false, true] {
+        if header_damaged {
+            media.corrupt(frames(&media, CHUNKS)[0].chunk, 0, 3);
+        }
+        let (_, recovery) = block_on(Store::open(media.clone(), other, options())).unwrap();
+        assert!(recovery.groups.is_empty() && recovery.damage.is_empty());
+    }
     let error = block_on(Store::open(media, harness::SLICE, options())).unwrap_err();
     assert!(matches!(error, OpenError::WrongSlice { found, .. } if found == other), "{error}");
 }
