@@ -393,3 +393,84 @@ impl Input {
         Some(self.buffer.split_to(count))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use terrane_raft::{Body, Message};
+
+    fn envelope(group: u64) -> Envelope {
+        Envelope { group, from: 1, to: 2, message: Message { term: 1, body: Body::TimeoutNow } }
+    }
+
+    #[test]
+    fn a_hello_is_judged_by_everything_that_must_agree() {
+        let acceptance = Acceptance {
+            node: NodeId(2),
+            cluster: 7,
+            shard: 1,
+            shards: 2,
+            epoch: 3,
+            agreement: 9,
+            peers: vec![NodeId(1), NodeId(3)],
+            refused: Cell::new(None),
+        };
+        let good = Hello {
+            version: PEER_VERSION,
+            cluster: 7,
+            from: NodeId(1),
+            to: NodeId(2),
+            shard: 1,
+            shards: 2,
+            epoch: 40,
+            agreement: 9,
+        };
+        assert_eq!(acceptance.judge(&good), Verdict::Welcome);
+        for (hello, verdict) in [
+            (Hello { version: PEER_VERSION + 1, ..good }, Verdict::OtherVersion),
+            (Hello { cluster: 8, ..good }, Verdict::OtherCluster),
+            (Hello { to: NodeId(3), ..good }, Verdict::OtherNode),
+            (Hello { from: NodeId(4), ..good }, Verdict::OtherNode),
+            (Hello { from: NodeId(2), ..good }, Verdict::OtherNode),
+            (Hello { shard: 0, ..good }, Verdict::OtherConfiguration),
+            (Hello { shards: 4, ..good }, Verdict::OtherConfiguration),
+            (Hello { agreement: 10, ..good }, Verdict::OtherConfiguration),
+        ] {
+            assert_eq!(acceptance.judge(&hello), verdict, "{hello:?}");
+        }
+    }
+
+    #[test]
+    fn batches_are_small_in_order_and_lose_nothing() {
+        let mut queue = Queue::default();
+        let payload = Bytes::from(vec![0; 300 << 10]);
+        for group in 0..8 {
+            queue.push(envelope(group), vec![payload.clone()]);
+        }
+        let mut groups = Vec::new();
+        loop {
+            let (envelopes, payloads) = queue.take_batch();
+            if envelopes.is_empty() {
+                break;
+            }
+            assert_eq!(envelopes.len(), payloads.len());
+            let before_last = (envelopes.len() as u64 - 1) * (payload.len() as u64 + ENVELOPE_BYTES);
+            assert!(before_last < BATCH_BYTES, "the last message may exceed the bound, the others not");
+            groups.extend(envelopes.iter().map(|envelope| envelope.group));
+        }
+        assert_eq!(groups, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_comes() {
+        let mut queue = Queue::default();
+        let payload = Bytes::from(vec![0; LINK_BYTES_MAX as usize / 2]);
+        for group in 0..3 {
+            queue.push(envelope(group), vec![payload.clone()]);
+        }
+        assert_eq!(queue.messages.len(), 1, "two and their envelopes are more than the bound");
+        queue.push(envelope(9), Vec::new());
+        assert_eq!(queue.messages.len(), 2, "what is small still fits");
+    }
+}

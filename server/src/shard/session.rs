@@ -47,6 +47,8 @@ pub struct Connection {
     out: RefCell<VecDeque<Vec<u8>>>,
     out_bytes: Cell<usize>,
     out_bytes_max: usize,
+    /// A piece that was written, for its memory.
+    spare: RefCell<Vec<u8>>,
     wake: Notify,
     inflight_bytes: Cell<u64>,
     shard_inflight_bytes: Rc<Cell<u64>>,
@@ -72,7 +74,7 @@ impl Connection {
     fn write(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut out = self.out.borrow_mut();
         if out.back().is_none_or(|piece| piece.len() >= PIECE_BYTES) {
-            out.push_back(Vec::new());
+            out.push_back(self.spare.take());
         }
         let piece = out.back_mut().expect("there is one now");
         let before = piece.len();
@@ -115,6 +117,13 @@ impl Connection {
     /// Requests whose wait may be over: those that must still wait come back.
     pub(super) fn take_deferred(&self) -> VecDeque<(Header, Request, Responder)> {
         std::mem::take(&mut self.deferred.borrow_mut())
+    }
+
+    /// Resolves when every request has its answer, or nobody takes answers any more.
+    async fn answered(&self) {
+        while self.inflight_bytes.get() > 0 && !self.closed.get() {
+            self.resume.notified().await;
+        }
     }
 
     fn close(&self) {
@@ -180,6 +189,7 @@ async fn serve_client<W: World>(
         out: RefCell::default(),
         out_bytes: Cell::new(0),
         out_bytes_max: shard.settings.connection_answer_bytes_max,
+        spare: RefCell::default(),
         wake: Notify::new(),
         inflight_bytes: Cell::new(0),
         shard_inflight_bytes: shard.inflight_bytes.clone(),
@@ -209,9 +219,7 @@ async fn serve_client<W: World>(
                 Err(error) => {
                     // The stream cannot be followed any further: say why, after the answers that are due.
                     tracing::debug!(%error, "closing a connection");
-                    while connection.inflight_bytes.get() > 0 && !connection.closed.get() {
-                        connection.resume.notified().await;
-                    }
+                    connection.answered().await;
                     let map_version = connection.map_version;
                     connection.write(|piece| encode_connection_error(&error.to_reply(), map_version, piece));
                     break 'connection;
@@ -232,7 +240,8 @@ async fn serve_client<W: World>(
             break;
         }
     }
-    // The writer sends what it has and closes; answers still to come go to nobody.
+    // A client that has said all it will say still gets its answers, as long as it takes them.
+    connection.answered().await;
     connection.close();
     shard.connections.set(shard.connections.get() - 1);
 }
@@ -248,7 +257,12 @@ async fn write_answers<W: World>(shard: Rc<Shard<W>>, connection: Rc<Connection>
             continue;
         };
         let bytes = piece.len();
-        let (result, _) = guard.write_all(&mut writer, piece).await;
+        let (result, mut piece) = guard.write_all(&mut writer, piece).await;
+        // One huge answer must not hold its memory for the life of the connection.
+        if piece.capacity() <= 2 * PIECE_BYTES {
+            piece.clear();
+            connection.spare.replace(piece);
+        }
         connection.out_bytes.set(connection.out_bytes.get() - bytes);
         connection.resume.notify_one();
         if result.is_err() {
