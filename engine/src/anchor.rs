@@ -3,10 +3,10 @@
 //! ```text
 //!  0  magic "TRNANCHR"        52  epoch count u32
 //!  8  version u32             56  term_max u64
-//! 12  record bytes u32        64  epochs: epoch u32, damage known since (epoch) u32,
-//! 16  slice id (24 bytes)             last valid flush u64, damaged flushes u64
-//! 40  sequence u64            ..  crc32c u32
-//! 48  epoch u32
+//! 12  record bytes u32        64  damage u32
+//! 16  slice id (24 bytes)     68  damage known since (epoch) u32
+//! 40  sequence u64            72  epochs: epoch u32, last valid flush u64
+//! 48  epoch u32               ..  crc32c u32
 //! ```
 //!
 //! Two chunks take turns. Each start resets the chunk that does **not** hold the newest anchor and writes the next
@@ -25,8 +25,8 @@ use crate::slice::{ANCHOR_CHUNKS, Layout, SliceId};
 
 const MAGIC: &[u8; 8] = b"TRNANCHR";
 const VERSION: u32 = 1;
-const FIXED_BYTES: usize = 64;
-const EPOCH_BYTES: usize = 24;
+const FIXED_BYTES: usize = 72;
+const EPOCH_BYTES: usize = 12;
 
 /// What is known of an earlier epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +34,6 @@ pub(crate) struct EpochEnd {
     pub(crate) epoch: u32,
     /// Frames of later flushes of the epoch are void.
     pub(crate) last_flush: u64,
-    /// Flushes up to the last that were found missing or broken.
-    pub(crate) damaged_flushes: u64,
-    /// The start that found so many. Meaningless without damage.
-    pub(crate) damage_known_since: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +44,10 @@ pub(crate) struct Anchor {
     pub(crate) epoch: u32,
     /// The highest term any group of the shard had known by then.
     pub(crate) term_max: u64,
+    /// Which damage the newest start that found any has found: a checksum over its list; 0 if none ever did.
+    pub(crate) damage: u32,
+    /// The start that first found just this damage; 0 if there is none that could concern a group.
+    pub(crate) damage_known_since: u32,
     /// Earlier epochs that have valid flushes, ascending.
     pub(crate) epochs: Vec<EpochEnd>,
 }
@@ -65,6 +65,12 @@ pub(crate) enum Found {
 }
 
 impl Anchor {
+    /// What format leaves behind.
+    pub(crate) fn first(slice: SliceId) -> Self {
+        let (sequence, epoch, term_max, damage, damage_known_since) = (1, 0, 0, 0, 0);
+        Self { slice, sequence, epoch, term_max, damage, damage_known_since, epochs: Vec::new() }
+    }
+
     /// The chunk it belongs in: they take turns.
     pub(crate) fn chunk(&self) -> ChunkId {
         ANCHOR_CHUNKS[(self.sequence % 2) as usize]
@@ -86,11 +92,11 @@ impl Anchor {
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&(self.epochs.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.term_max.to_le_bytes());
+        out.extend_from_slice(&self.damage.to_le_bytes());
+        out.extend_from_slice(&self.damage_known_since.to_le_bytes());
         for end in &self.epochs {
             out.extend_from_slice(&end.epoch.to_le_bytes());
-            out.extend_from_slice(&end.damage_known_since.to_le_bytes());
             out.extend_from_slice(&end.last_flush.to_le_bytes());
-            out.extend_from_slice(&end.damaged_flushes.to_le_bytes());
         }
         let crc = crc32c::crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -132,20 +138,21 @@ impl Anchor {
         let epoch = cursor.u32()?;
         let count = cursor.u32()? as usize;
         let term_max = cursor.u64()?;
+        let damage = cursor.u32()?;
+        let damage_known_since = cursor.u32()?;
         if cursor.rest().len() != count.checked_mul(EPOCH_BYTES)? {
             return None;
         }
         let mut epochs = Vec::with_capacity(count);
         for _ in 0..count {
             let end_epoch = cursor.u32()?;
-            let damage_known_since = cursor.u32()?;
             let last_flush = cursor.u64()?;
-            let damaged_flushes = cursor.u64()?;
-            epochs.push(EpochEnd { epoch: end_epoch, last_flush, damaged_flushes, damage_known_since });
+            epochs.push(EpochEnd { epoch: end_epoch, last_flush });
         }
         let ascending = epochs.windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
         let earlier = epochs.last().is_none_or(|end| end.epoch < epoch);
-        (ascending && earlier).then_some(Found::Valid(Anchor { slice, sequence, epoch, term_max, epochs }))
+        let anchor = Anchor { slice, sequence, epoch, term_max, damage, damage_known_since, epochs };
+        (ascending && earlier).then_some(Found::Valid(anchor))
     }
 
     /// What `epoch` ended with, for an epoch before this anchor's.
@@ -230,10 +237,9 @@ mod tests {
             sequence: 4,
             epoch: 9,
             term_max: 5,
-            epochs: vec![
-                EpochEnd { epoch: 6, last_flush: 7, damaged_flushes: 0, damage_known_since: 0 },
-                EpochEnd { epoch: 8, last_flush: 9, damaged_flushes: 10, damage_known_since: 9 },
-            ],
+            damage: 10,
+            damage_known_since: 9,
+            epochs: vec![EpochEnd { epoch: 6, last_flush: 7 }, EpochEnd { epoch: 8, last_flush: 9 }],
         }
     }
 
@@ -243,20 +249,18 @@ mod tests {
         let dump = golden::dump(&bytes);
         expect![[r#"
             0000  54 52 4e 41 4e 43 48 52
-            0008  01 00 00 00 74 00 00 00
+            0008  01 00 00 00 64 00 00 00
             0016  01 00 00 00 00 00 00 00
             0024  00 00 00 00 00 00 00 00
             0032  02 00 00 00 03 00 00 00
             0040  04 00 00 00 00 00 00 00
             0048  09 00 00 00 02 00 00 00
             0056  05 00 00 00 00 00 00 00
-            0064  06 00 00 00 00 00 00 00
-            0072  07 00 00 00 00 00 00 00
-            0080  00 00 00 00 00 00 00 00
-            0088  08 00 00 00 09 00 00 00
-            0096  09 00 00 00 00 00 00 00
-            0104  0a 00 00 00 00 00 00 00
-            0112  70 ae c3 c1
+            0064  0a 00 00 00 09 00 00 00
+            0072  06 00 00 00 07 00 00 00
+            0080  00 00 00 00 08 00 00 00
+            0088  09 00 00 00 00 00 00 00
+            0096  6b bc 86 b9
         "#]]
         .assert_eq(&dump);
         assert_eq!(Anchor::decode(&bytes), Found::Valid(anchor()));

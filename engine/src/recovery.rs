@@ -155,12 +155,21 @@ pub(crate) async fn recover<M: Media>(
         scan::scan_segments(media, layout, slice, &segments, |met| assembly.meet(met)).await?;
     let assembled = assembly.finish();
 
+    let found = damage_checksum(&assembled.damage);
+    let (damage, damage_known_since) = match found {
+        // A group that is suspect because of damage that is gone by now stays so.
+        0 => (newest.damage, newest.damage_known_since),
+        known if known == newest.damage => (known, newest.damage_known_since),
+        new => (new, epoch),
+    };
     let next = Anchor {
         slice,
         sequence: newest.sequence + 1,
         epoch,
         term_max: assembled.term_max,
-        epochs: assembled.ends(&newest, epoch),
+        damage,
+        damage_known_since,
+        epochs: assembled.ends(&newest),
     };
     anchor::write(media, layout, &next).await?;
 
@@ -212,15 +221,37 @@ fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenErro
     }
 }
 
+/// Which damage it is, whatever the order in which it was met; 0 for none. How much there is would not do: new damage
+/// may come when old damage goes.
+fn damage_checksum(damage: &[Damage]) -> u32 {
+    let mut which: Vec<[u64; 4]> = damage
+        .iter()
+        .map(|damage| {
+            let (chunk, sector) = (u64::from(damage.chunk.0), u64::from(damage.sector));
+            match damage.what {
+                // Where flushes are missed depends on what is left around them.
+                DamageKind::Flushes { epoch, first, last } => [0, epoch.into(), first, last],
+                DamageKind::Sector => [1, chunk, sector, 0],
+                DamageKind::Record => [2, chunk, sector, 0],
+            }
+        })
+        .collect();
+    which.sort_unstable();
+    which.dedup();
+    if which.is_empty() {
+        return 0;
+    }
+    let bytes: Vec<u8> = which.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+    crc32c::crc32c(&bytes).max(1)
+}
+
 /// Puts the replayed groups into the core and says what they are.
 fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anchor: &Anchor) {
-    let damaged = anchor.epochs.iter().filter(|end| end.damaged_flushes > 0);
-    let damage_known_since = damaged.map(|end| end.damage_known_since).max().unwrap_or(0);
     for replayed in replay.finish() {
         let mut group = replayed.group;
         // A state written since the damage became known says itself whether the group is suspect. An older one knows
         // nothing of it, so the group is, at this start and at each one until a state is written.
-        let state_outdated = replayed.state_epoch < damage_known_since;
+        let state_outdated = replayed.state_epoch < anchor.damage_known_since;
         if state_outdated {
             group.suspect = true;
             group.hard_state.term = group.hard_state.term.max(core.term_max);
@@ -267,7 +298,7 @@ struct EpochProgress {
     passed: u64,
     /// The flush after it, while some of its frames were not met.
     held: Option<HeldFlush>,
-    damaged: u64,
+    damaged: bool,
     /// Where the last valid frame ended.
     chunk: u32,
     sector: u32,
@@ -294,10 +325,10 @@ struct HeldFrame {
     body: Vec<u8>,
 }
 
-/// Last flush that counts, and damage, of an epoch that was met.
+/// Last flush that counts, and whether there is damage, of an epoch that was met.
 struct EpochMet {
     last_flush: u64,
-    damaged: u64,
+    damaged: bool,
 }
 
 struct Assembled {
@@ -339,7 +370,7 @@ impl<'a> Assembly<'a> {
             Met::Unreadable { segment, offset } => {
                 let sector = self.layout.sector_of(offset);
                 let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
-                progress.damaged += 1;
+                progress.damaged = true;
                 let chunk = ChunkId(segment.chunk);
                 self.out.damage.push(Damage { chunk, sector, what: DamageKind::Sector });
             }
@@ -351,7 +382,7 @@ impl<'a> Assembly<'a> {
         if self.current.as_ref().is_none_or(|current| current.epoch != epoch) {
             self.end_epoch();
             let limit = self.anchor.end_of(epoch).map(|end| end.last_flush);
-            let (passed, held, damaged, sector) = (0, None, 0, 0);
+            let (passed, held, damaged, sector) = (0, None, false, 0);
             self.current = Some(EpochProgress { epoch, limit, passed, held, damaged, chunk, sector });
         }
         self.current.as_mut().expect("an epoch was entered")
@@ -404,7 +435,7 @@ impl<'a> Assembly<'a> {
     fn pass_damaged(&mut self, last: u64) {
         let progress = self.current.as_mut().expect("the epoch was entered");
         let first = progress.passed + 1;
-        progress.damaged += last + 1 - first;
+        progress.damaged = true;
         progress.passed = last;
         let what = DamageKind::Flushes { epoch: progress.epoch, first, last };
         let (chunk, sector) = (ChunkId(progress.chunk), progress.sector);
@@ -430,7 +461,7 @@ impl<'a> Assembly<'a> {
         self.end_epoch();
         for end in &self.anchor.epochs {
             if !self.out.met.contains_key(&end.epoch) && end.last_flush > 0 {
-                let met = EpochMet { last_flush: end.last_flush, damaged: end.last_flush };
+                let met = EpochMet { last_flush: end.last_flush, damaged: true };
                 self.out.met.insert(end.epoch, met);
                 let what = DamageKind::Flushes { epoch: end.epoch, first: 1, last: end.last_flush };
                 self.out.damage.push(Damage { chunk: ChunkId(LOG_CHUNK_FIRST), sector: 0, what });
@@ -460,7 +491,7 @@ impl<'a> Assembly<'a> {
                 let sector = self.layout.sector_of(offset);
                 self.out.damage.push(Damage { chunk: ChunkId(chunk), sector, what: DamageKind::Record });
                 if let Some(progress) = &mut self.current {
-                    progress.damaged += 1;
+                    progress.damaged = true;
                 }
             }
         }
@@ -468,21 +499,13 @@ impl<'a> Assembly<'a> {
 }
 
 impl Assembled {
-    /// What the next anchor says of the epochs before it. Damage that was not known yet is known since `epoch`.
-    fn ends(&self, anchor: &Anchor, epoch: u32) -> Vec<EpochEnd> {
+    /// What the next anchor says of the epochs before it.
+    fn ends(&self, anchor: &Anchor) -> Vec<EpochEnd> {
         let mut ends = anchor.epochs.clone();
         if let Some(met) = self.met.get(&anchor.epoch)
-            && (met.last_flush > 0 || met.damaged > 0)
+            && (met.last_flush > 0 || met.damaged)
         {
-            let (last_flush, damaged_flushes, damage_known_since) = (met.last_flush, 0, 0);
-            ends.push(EpochEnd { epoch: anchor.epoch, last_flush, damaged_flushes, damage_known_since });
-        }
-        for end in &mut ends {
-            let damaged = self.met.get(&end.epoch).map_or(0, |met| met.damaged);
-            if damaged > end.damaged_flushes {
-                end.damaged_flushes = damaged;
-                end.damage_known_since = epoch;
-            }
+            ends.push(EpochEnd { epoch: anchor.epoch, last_flush: met.last_flush });
         }
         ends
     }

@@ -70,7 +70,7 @@ impl<M: Media> Store<M> {
                 return Err(FormatError::Exists(slice));
             }
         }
-        let first = Anchor { slice, sequence: 1, epoch: 0, term_max: 0, epochs: Vec::new() };
+        let first = Anchor::first(slice);
         anchor::blank(media, &layout, first.other_chunk()).await?;
         anchor::write(media, &layout, &first).await?;
         Ok(())
