@@ -30,7 +30,7 @@ use crate::lineage::TermRun;
 use crate::log::Log;
 use crate::options::{Options, OptionsError};
 use crate::replay::Replay;
-use crate::scan::{self, FoundSegment, Met, MetFrame};
+use crate::scan::{self, FoundChunks, FoundSegment, Met, MetFrame};
 use crate::segment::Stamp;
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
 
@@ -104,7 +104,7 @@ pub enum DamageKind {
         /// The last of them.
         last: u64,
     },
-    /// The device does not give the sector back.
+    /// The device does not give the sector back (sector 0 of a chunk that is offline: none of them).
     Sector,
     /// A record is intact but makes no sense.
     Record,
@@ -142,7 +142,8 @@ pub(crate) async fn recover<M: Media>(
     }
 
     let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
-    let (segments, probed_bytes) = scan::find_segments(media, layout, slice, &report, counts).await?;
+    let found = scan::find_segments(media, layout, slice, &report, counts).await?;
+    let FoundChunks { segments, lost, bytes_read: probed_bytes } = found;
     if let Some(last) = segments.last()
         && last.generation.epoch() > newest.epoch
     {
@@ -153,13 +154,22 @@ pub(crate) async fn recover<M: Media>(
     let mut assembly = Assembly::new(layout, &newest);
     let scanned_bytes =
         scan::scan_segments(media, layout, slice, &segments, |met| assembly.meet(met)).await?;
-    let assembled = assembly.finish();
+    let mut assembled = assembly.finish();
+    // Whatever such a chunk held is missing, and it may have been the end of the log.
+    assembled.damage.extend(lost.iter().map(|&(chunk, offset)| Damage {
+        chunk: ChunkId(chunk),
+        sector: layout.sector_of(offset),
+        what: DamageKind::Sector,
+    }));
+    let lost: BTreeSet<u32> = lost.into_iter().map(|(chunk, _)| chunk).collect();
 
     let found = damage_checksum(&assembled.damage);
     let (damage, damage_known_since) = match found {
         // A group that is suspect because of damage that is gone by now stays so.
         0 => (newest.damage, newest.damage_known_since),
         known if known == newest.damage => (known, newest.damage_known_since),
+        // Before the first start nothing was written, so nothing of it can be lost.
+        new if newest.epoch == 0 => (new, 0),
         new => (new, epoch),
     };
     let next = Anchor {
@@ -175,7 +185,7 @@ pub(crate) async fn recover<M: Media>(
 
     let free = report[LOG_CHUNK_FIRST as usize..]
         .iter()
-        .filter(|info| info.state != ChunkState::Offline && !assembled.used.contains(&info.id.0))
+        .filter(|info| !lost.contains(&info.id.0) && !assembled.used.contains(&info.id.0))
         .map(|info| (info.wear, info.id.0))
         .collect();
     let mut stamps = vec![None; layout.chunk_count as usize];

@@ -4,9 +4,10 @@
 //! earlier use left behind. Only a frame whose checksums fit its segment's generation exists.
 //!
 //! Invariant: frames are found in the order in which they were written (segments by generation, frames by place),
-//! and a bad frame hides only itself: the search goes on at the next smallest write.
+//! and a bad frame hides only itself: the search goes on at the next smallest write. A chunk of which so much is
+//! unreadable that nothing says whether it held log is handed over as lost, never passed over.
 
-use terrane_ocssd::{AlignedBuf, ChunkId, ChunkInfo, Media, MediaError};
+use terrane_ocssd::{AlignedBuf, ChunkId, ChunkInfo, ChunkState, Media, MediaError};
 
 use crate::anchor;
 use crate::frame::{self, FrameHeader};
@@ -98,7 +99,17 @@ async fn read_piece<M: Media>(
     Ok(piece)
 }
 
-/// The segments of a slice, by generation, and the bytes read to find them.
+/// What a slice's chunks turned out to hold.
+pub(crate) struct FoundChunks {
+    /// By generation.
+    pub(crate) segments: Vec<FoundSegment>,
+    /// Chunk and offset of every smallest write that cannot be read in a chunk that names no segment. It may have held
+    /// one. A chunk that is offline is named once.
+    pub(crate) lost: Vec<(u32, u32)>,
+    pub(crate) bytes_read: u64,
+}
+
+/// Tells the chunks that hold segments from the others.
 ///
 /// `counts` says whether frames of an epoch can count at all.
 pub(crate) async fn find_segments<M: Media>(
@@ -107,7 +118,9 @@ pub(crate) async fn find_segments<M: Media>(
     slice: SliceId,
     report: &[ChunkInfo],
     counts: impl Fn(u32) -> bool,
-) -> Result<(Vec<FoundSegment>, u64), MediaError> {
+) -> Result<FoundChunks, MediaError> {
+    let offline = report[LOG_CHUNK_FIRST as usize..].iter().filter(|info| info.state == ChunkState::Offline);
+    let mut lost: Vec<_> = offline.map(|info| (info.id.0, 0)).collect();
     let mut segments = Vec::new();
     let mut bytes_read = 0;
     let mut chunks = report[LOG_CHUNK_FIRST as usize..].iter().filter_map(|info| {
@@ -136,24 +149,30 @@ pub(crate) async fn find_segments<M: Media>(
             // Torn or damaged: only frames can tell.
             None => {
                 bytes_read += u64::from(readable);
-                newest_generation(media, layout, slice, (chunk, readable), &counts).await?
+                let (newest, unreadable) =
+                    newest_generation(media, layout, slice, (chunk, readable), &counts).await?;
+                if newest.is_none() {
+                    lost.extend(unreadable.into_iter().map(|offset| (chunk, offset)));
+                }
+                newest
             }
         };
         segments.extend(generation.map(|generation| FoundSegment { generation, chunk, readable }));
     }
     segments.sort_unstable();
-    Ok((segments, bytes_read))
+    Ok(FoundChunks { segments, lost, bytes_read })
 }
 
-/// The newest generation that any frame header in the chunk names.
+/// The newest generation that any frame header in the chunk names, and the offsets of what cannot be read.
 async fn newest_generation<M: Media>(
     media: &M,
     layout: &Layout,
     slice: SliceId,
     (chunk, readable): (u32, u32),
     counts: &impl Fn(u32) -> bool,
-) -> Result<Option<Generation>, MediaError> {
+) -> Result<(Option<Generation>, Vec<u32>), MediaError> {
     let mut newest = None;
+    let mut unreadable = Vec::new();
     let mut offset = 0;
     while offset < readable {
         let piece =
@@ -163,8 +182,9 @@ async fn newest_generation<M: Media>(
             newest = newest.max(claimed.filter(|claimed| counts(claimed.epoch())));
         }
         offset += piece.bytes.len() as u32;
+        unreadable.extend(piece.unreadable);
     }
-    Ok(newest)
+    Ok((newest, unreadable))
 }
 
 /// Reads the segments in order and hands over what they hold. Returns the bytes read.

@@ -3,9 +3,9 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{FoundFrame, Node, frames, noop};
-use terrane_engine::{Entry, GroupId, HardState};
-use terrane_ocssd::SimMedia;
+use harness::{FoundFrame, Node, block_on, frames, geometry, noop, put};
+use terrane_engine::{Damage, DamageKind, Entry, GroupId, HardState, VOTE_SPENT};
+use terrane_ocssd::{ChunkId, Media, SimMedia, SimOptions};
 
 const GROUP: GroupId = GroupId(5);
 const CHUNKS: u32 = 16;
@@ -33,6 +33,65 @@ fn cut(node: Node) -> SimMedia {
     drop(node);
     media.power_on();
     media
+}
+
+fn make_unreadable(media: &SimMedia, chunk: ChunkId) {
+    (0..geometry(CHUNKS).chunk_sectors).for_each(|sector| media.fail_reads_of(chunk, sector));
+}
+
+/// Two segments of the last epoch, the second of them (with a vote and an entry that were acknowledged) lost whole.
+/// Without the care for such chunks nothing says that it was ever there: the flush numbers end before it.
+#[test]
+fn a_last_segment_that_is_lost_whole_makes_suspect() {
+    for offline in [false, true] {
+        let mut node = with_group();
+        let first = append(&mut node, 1, vec![put(7, "a", &[1; 9000])]);
+        let second = append(&mut node, 2, vec![put(7, "b", &[1; 9000])]);
+        assert_ne!(first.chunk, second.chunk);
+        let voted = node.store.set_hard_state(GROUP, HardState { term: 8, vote: 3, commit: 0 }).unwrap();
+        node.wait(voted);
+        let media = cut(node);
+        match offline {
+            true => media.take_offline(second.chunk),
+            false => make_unreadable(&media, second.chunk),
+        }
+        let mut node = Node::open(&media);
+        let found = &node.recovery.groups[0];
+        assert_eq!((found.last_index, found.suspect), (1, true), "offline: {offline}");
+        assert_eq!(found.hard_state.vote, VOTE_SPENT);
+        let of_it = |damage: &&Damage| damage.chunk == second.chunk && damage.what == DamageKind::Sector;
+        let lost = node.recovery.damage.iter().filter(of_it).count();
+        assert_eq!(lost, if offline { 1 } else { geometry(CHUNKS).chunk_sectors as usize });
+
+        // It is never written again, and the same damage makes nobody suspect twice.
+        let cleared = node.store.clear_suspect(GROUP).unwrap();
+        node.wait(cleared);
+        let wear = media.report();
+        let before = block_on(wear).unwrap()[second.chunk.0 as usize];
+        let mut index = 2;
+        while let Ok(durable) = node.store.append(GROUP, index, vec![put(7, "c", &[2; 9000])]) {
+            node.wait(durable);
+            index += 1;
+        }
+        assert_eq!(block_on(media.report()).unwrap()[second.chunk.0 as usize], before);
+        let node = node.power_cycle();
+        assert!(!node.recovery.groups[0].suspect);
+        assert!(!node.recovery.damage.is_empty(), "it is still reported");
+    }
+}
+
+/// A device may have bad chunks from the day it was made. Nothing is missing from them.
+#[test]
+fn a_chunk_that_was_bad_before_the_first_start_makes_nobody_suspect() {
+    let media = SimMedia::new(geometry(CHUNKS), SimOptions::default());
+    Node::format(&media);
+    media.take_offline(ChunkId(4));
+    make_unreadable(&media, ChunkId(5));
+    let mut node = Node::open(&media);
+    assert!(!node.recovery.damage.is_empty());
+    let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
+    node.wait(created);
+    assert!(!node.power_cycle().power_cycle().recovery.groups[0].suspect);
 }
 
 /// With only the extent of known damage in the anchor, the second damage is taken for the first.
