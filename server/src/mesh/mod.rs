@@ -154,8 +154,8 @@ impl<Req, Rep, Ctl, B: Bell> MeshEnd<Req, Rep, Ctl, B> {
         self.capacity - self.links[to].unanswered.get()
     }
 
-    /// Sends a request to shard `to`, which owes one reply. Without credit it comes straight back: wait
-    /// with [`MeshEnd::credit_returned`], and let the connection that asked stop reading meanwhile.
+    /// Sends a request to shard `to`, which owes one reply. Without credit it comes straight back: keep it
+    /// until a reply was received, or wait with [`MeshEnd::credit_returned`].
     pub fn try_send(&self, to: usize, request: Req) -> Result<(), Req> {
         let link = &self.links[to];
         if link.unanswered.get() == self.capacity {
