@@ -92,6 +92,8 @@ pub(crate) struct Core {
     tail_bytes_max: u64,
     /// The highest term that any group has known.
     pub(crate) term_max: u64,
+    /// Damage was found on the slice, now or at an earlier start.
+    pub(crate) damage_known: bool,
     /// Number of the last flush taken.
     pub(crate) flush: u64,
     /// Records written or taken in this epoch.
@@ -124,6 +126,7 @@ impl Core {
             tail_bytes: 0,
             tail_bytes_max: options.tail_bytes,
             term_max,
+            damage_known: false,
             flush: 0,
             records: 0,
             stopped: None,

@@ -194,6 +194,7 @@ pub(crate) async fn recover<M: Media>(
     }
     let log = Log::new(*layout, slice, epoch, free, stamps);
     let mut core = Core::new(*layout, epoch, log, assembled.term_max, options);
+    core.damage_known = next.damage_known_since > 0;
     let mut recovery = Recovery {
         epoch,
         groups: Vec::new(),

@@ -14,7 +14,7 @@ use terrane_ocssd::Media;
 
 use crate::anchor::{self, Anchor, Found};
 use crate::core::{Core, Counters};
-use crate::entry::{ENTRY_MEMBERSHIP, ENTRY_NOOP, ENTRY_OPS, Entry, GroupId, HardState, Lsn};
+use crate::entry::{ENTRY_MEMBERSHIP, ENTRY_NOOP, ENTRY_OPS, Entry, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::{AppendError, ApplyError, FormatError, Malformed, OpenError, StoreError};
 use crate::group::{Group, StatePending};
 use crate::op;
@@ -99,6 +99,10 @@ impl<M: Media> Store<M> {
 
     /// Creates a group with an empty log. `membership` is the host's own encoding.
     ///
+    /// Where damage was ever found on the slice, it may have taken all that was known of the group: then the group
+    /// starts as suspect, with its vote spent in the highest term of the shard ([`Store::suspect`],
+    /// [`Store::hard_state`]).
+    ///
     /// The future resolves when the group is durable; it may be used at once.
     pub fn create_group(&self, group: GroupId, membership: Bytes) -> Result<Durable<M>, StoreError> {
         let mut core = self.shared.core.borrow_mut();
@@ -106,7 +110,11 @@ impl<M: Media> Store<M> {
         if core.slot(group).is_some() {
             return Err(StoreError::GroupExists(group));
         }
-        let group = Group::new(group, 1, membership);
+        let mut group = Group::new(group, 1, membership);
+        if core.damage_known {
+            group.suspect = true;
+            group.hard_state = HardState { term: core.term_max, vote: VOTE_SPENT, commit: 0 };
+        }
         check_state_bytes(&core, group.state_bytes(0))?;
         if core.chunks_left_after_state(group.state_bytes(0)) < 0 {
             return Err(StoreError::Full);
@@ -290,6 +298,12 @@ impl<M: Media> Store<M> {
     /// The hard state as it was last set; `None` for a group that does not exist.
     pub fn hard_state(&self, group: GroupId) -> Option<HardState> {
         self.shared.core.borrow().group(group).map(|group| group.hard_state)
+    }
+
+    /// Whether the group may have lost what it acknowledged ([`RecoveredGroup::suspect`](crate::RecoveredGroup)) and
+    /// was not repaired since; false for a group that does not exist.
+    pub fn suspect(&self, group: GroupId) -> bool {
+        self.shared.core.borrow().group(group).is_some_and(|group| group.suspect)
     }
 
     /// All groups, ascending.

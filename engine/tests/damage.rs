@@ -80,6 +80,32 @@ fn a_last_segment_that_is_lost_whole_makes_suspect() {
     }
 }
 
+/// The only segment, with all that was known of the group, is lost. Without the suspicion the host creates the group
+/// anew, and it votes a second time in term 7.
+#[test]
+fn a_group_that_is_created_on_a_damaged_slice_is_suspect() {
+    let mut node = with_group();
+    let only = append(&mut node, 1, vec![put(7, "a", b"1")]);
+    // The start in between lets the shard's highest term survive.
+    let node = node.power_cycle();
+    let media = cut(node);
+    make_unreadable(&media, only.chunk);
+    let mut node = Node::open(&media);
+    assert!(node.recovery.groups.is_empty());
+    let created = node.store.create_group(GROUP, Bytes::from_static(b"members")).unwrap();
+    let spent = HardState { term: 7, vote: VOTE_SPENT, commit: 0 };
+    assert_eq!((node.store.suspect(GROUP), node.store.hard_state(GROUP)), (true, Some(spent)));
+    node.wait(created);
+
+    let mut node = node.power_cycle();
+    let found = &node.recovery.groups[0];
+    assert_eq!((found.suspect, found.hard_state), (true, spent));
+    let cleared = node.store.clear_suspect(GROUP).unwrap();
+    node.wait(cleared);
+    assert!(!node.store.suspect(GROUP));
+    assert!(!node.power_cycle().recovery.groups[0].suspect);
+}
+
 /// A device may have bad chunks from the day it was made. Nothing is missing from them.
 #[test]
 fn a_chunk_that_was_bad_before_the_first_start_makes_nobody_suspect() {
@@ -91,6 +117,7 @@ fn a_chunk_that_was_bad_before_the_first_start_makes_nobody_suspect() {
     assert!(!node.recovery.damage.is_empty());
     let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
     node.wait(created);
+    assert!(!node.store.suspect(GROUP));
     assert!(!node.power_cycle().power_cycle().recovery.groups[0].suspect);
 }
 

@@ -232,7 +232,7 @@ fn rule_6_suspicion_lasts_until_it_is_cleared_and_then_stays_cleared() {
 
     let mut node = node.power_cycle();
     let suspect: Vec<_> = node.recovery.groups.iter().map(|group| (group.id.0, group.suspect)).collect();
-    assert_eq!(suspect, [(5, false), (6, true), (7, false)]);
+    assert_eq!(suspect, [(5, false), (6, true), (7, true)]);
     assert!(!node.recovery.damage.is_empty(), "it is reported as long as it is there");
     assert_eq!(node.recovery.groups[0].last_index, 3);
     node.store.apply(GROUP, 3).unwrap();

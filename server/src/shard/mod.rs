@@ -26,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use terrane_client::wire::{self, ErrorReply, Header, Request, Response};
 use terrane_engine::{Entry, GroupId, Lsn, RecoveredGroup, Recovery, Store, StoreError};
+use terrane_ocssd::Media;
 use terrane_raft::{
     Append, AppendSource, Effects, EntryKind, EntryMeta, Index, Membership, Message, PeerId, RaftNode,
     Restored, Role, Term,
@@ -254,7 +255,7 @@ impl<W: World> Shard<W> {
                 None => {
                     let durable = store.create_group(group, encode_membership(&membership, partitions))?;
                     // In the first epoch of a device nobody can have promised anything yet.
-                    (newborn(membership, recovery.epoch > 1), durable.lsn())
+                    (newborn(&store, group, membership, recovery.epoch > 1), durable.lsn())
                 }
             };
             let config = raft_config(node, &settings, world.random());
@@ -794,16 +795,21 @@ fn engine_hard_state(state: terrane_raft::HardState) -> terrane_engine::HardStat
     terrane_engine::HardState { term: state.term, vote, commit: state.commit }
 }
 
-/// A replica that was created just now.
-fn newborn(membership: Membership, rejoining: bool) -> Restored {
+fn raft_hard_state(state: terrane_engine::HardState) -> terrane_raft::HardState {
+    let vote = (state.vote != 0).then_some(PeerId(state.vote));
+    terrane_raft::HardState { term: state.term, vote, commit: state.commit }
+}
+
+/// A replica that was created just now. On a damaged device it may have been there before: the store says so.
+fn newborn<M: Media>(store: &Store<M>, group: GroupId, membership: Membership, rejoining: bool) -> Restored {
     Restored {
-        hard_state: terrane_raft::HardState::default(),
+        hard_state: raft_hard_state(store.hard_state(group).unwrap_or_default()),
         runs: Vec::new(),
         first_index: 1,
         last_index: 0,
         applied: 0,
         membership,
-        suspect: false,
+        suspect: store.suspect(group),
         rejoining,
     }
 }
@@ -816,13 +822,8 @@ fn restore(found: &RecoveredGroup, membership: Membership, partitions: u32) -> a
             found.id
         );
     }
-    let state = found.hard_state;
     Ok(Restored {
-        hard_state: terrane_raft::HardState {
-            term: state.term,
-            vote: (state.vote != 0).then_some(PeerId(state.vote)),
-            commit: state.commit,
-        },
+        hard_state: raft_hard_state(found.hard_state),
         runs: found
             .runs
             .iter()
