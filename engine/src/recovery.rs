@@ -161,7 +161,12 @@ pub(crate) async fn recover<M: Media>(
         sector: layout.sector_of(offset),
         what: DamageKind::Sector,
     }));
-    let lost: BTreeSet<u32> = lost.into_iter().map(|(chunk, _)| chunk).collect();
+    // What could not be read now may be readable at a later start, or by other means: it is not overwritten.
+    let of_damaged_epoch = |segment: &&FoundSegment| {
+        assembled.met.get(&segment.generation.epoch()).is_some_and(|met| met.damaged)
+    };
+    let damaged_segments = segments.iter().filter(of_damaged_epoch).map(|segment| segment.chunk);
+    let kept: BTreeSet<u32> = lost.iter().map(|(chunk, _)| *chunk).chain(damaged_segments).collect();
 
     let found = damage_checksum(&assembled.damage);
     let (damage, damage_known_since) = match found {
@@ -185,7 +190,7 @@ pub(crate) async fn recover<M: Media>(
 
     let free = report[LOG_CHUNK_FIRST as usize..]
         .iter()
-        .filter(|info| !lost.contains(&info.id.0) && !assembled.used.contains(&info.id.0))
+        .filter(|info| !assembled.used.contains(&info.id.0) && !kept.contains(&info.id.0))
         .map(|info| (info.wear, info.id.0))
         .collect();
     let mut stamps = vec![None; layout.chunk_count as usize];

@@ -4,7 +4,7 @@ mod harness;
 
 use bytes::Bytes;
 use harness::{FoundFrame, Node, block_on, frames, geometry, noop, put};
-use terrane_engine::{Damage, DamageKind, Entry, GroupId, HardState, VOTE_SPENT};
+use terrane_engine::{Damage, DamageKind, ENTRY_NOOP, Entry, GroupId, HardState, VOTE_SPENT};
 use terrane_ocssd::{ChunkId, Media, SimMedia, SimOptions};
 
 const GROUP: GroupId = GroupId(5);
@@ -39,6 +39,19 @@ fn make_unreadable(media: &SimMedia, chunk: ChunkId) {
     (0..geometry(CHUNKS).chunk_sectors).for_each(|sector| media.fail_reads_of(chunk, sector));
 }
 
+/// Appends from `index` on, with the reserves as well, until nothing fits any more.
+fn assert_untouched_when_full(node: &mut Node, chunk: ChunkId, index: u64) {
+    let state = |node: &Node| block_on(node.media.report()).unwrap()[chunk.0 as usize];
+    let before = state(node);
+    let large = Entry { kind: ENTRY_NOOP, ..put(8, "k", &[2; 9000]) };
+    for index in index.. {
+        let Ok(durable) = node.store.append(GROUP, index, vec![large.clone()]) else { break };
+        node.wait(durable);
+    }
+    assert!(node.store.free_bytes() < 2 * 16 * 1024);
+    assert_eq!(state(node), before, "it was not reset");
+}
+
 /// Two segments of the last epoch, the second of them (with a vote and an entry that were acknowledged) lost whole.
 /// Without the care for such chunks nothing says that it was ever there: the flush numbers end before it.
 #[test]
@@ -66,17 +79,32 @@ fn a_last_segment_that_is_lost_whole_makes_suspect() {
         // It is never written again, and the same damage makes nobody suspect twice.
         let cleared = node.store.clear_suspect(GROUP).unwrap();
         node.wait(cleared);
-        let wear = media.report();
-        let before = block_on(wear).unwrap()[second.chunk.0 as usize];
-        let mut index = 2;
-        while let Ok(durable) = node.store.append(GROUP, index, vec![put(7, "c", &[2; 9000])]) {
-            node.wait(durable);
-            index += 1;
-        }
-        assert_eq!(block_on(media.report()).unwrap()[second.chunk.0 as usize], before);
+        assert_untouched_when_full(&mut node, second.chunk, 2);
         let node = node.power_cycle();
         assert!(!node.recovery.groups[0].suspect);
         assert!(!node.recovery.damage.is_empty(), "it is still reported");
+    }
+}
+
+/// A segment in the middle of the log of which no frame can be read, but its header can: because the device refuses, or
+/// because checksums fail. Without the care for it, it is taken for free and written over.
+#[test]
+fn a_segment_whose_frames_cannot_be_read_is_not_overwritten() {
+    for refused in [false, true] {
+        let mut node = with_group();
+        append(&mut node, 1, vec![put(7, "a", &[1; 9000])]);
+        let hurt = append(&mut node, 2, vec![put(7, "b", &[1; 9000])]);
+        append(&mut node, 3, vec![put(7, "c", &[1; 9000])]);
+        let media = cut(node);
+        let harm = |media: &SimMedia| match refused {
+            true => media.fail_reads_of(hurt.chunk, hurt.sector),
+            false => media.corrupt(hurt.chunk, hurt.sector, 20),
+        };
+        harm(&media);
+        let mut node = Node::open(&media);
+        assert!(node.recovery.groups[0].suspect);
+        assert_ne!(hurt.sector, 0, "the segment's header is before it");
+        assert_untouched_when_full(&mut node, hurt.chunk, 2);
     }
 }
 
