@@ -12,7 +12,8 @@
 //! Invariants:
 //! - All I/O is O_DIRECT: what a read returns came from the device, not from memory.
 //! - A durable write goes through a descriptor opened with O_DSYNC; it says nothing of other writes.
-//! - Once a flush failed, every later one fails: the kernel reports a lost write once and then forgets it.
+//! - Once a flush or a durable write failed, every later flush fails, of every slice of the device: they share its
+//!   cache, and the kernel reports a lost write once and then forgets it.
 //! - A slice is handed out once at a time.
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -161,6 +162,8 @@ struct Shared {
     plain: File,
     durable: File,
     taken: Vec<AtomicBool>,
+    /// A flush or a durable write failed: what the device's cache held may be lost, whichever slice it was of.
+    flush_failed: AtomicBool,
     /// Dropped with the last slice: nobody else comes in while one may still be written.
     _lock: DeviceLock,
 }
@@ -213,6 +216,7 @@ impl FileDevice {
             plain: descriptor(libc::O_DIRECT)?,
             durable: descriptor(durable_flags)?,
             taken: (0..superblock.shards).map(|_| AtomicBool::new(false)).collect(),
+            flush_failed: AtomicBool::new(false),
             _lock: lock,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -257,7 +261,6 @@ impl FileDevice {
             durable: RingFile::new(durable),
             table: RefCell::new(ChunkTable::all_closed(geometry)),
             counters: Cell::default(),
-            flush_failed: Cell::new(false),
         })
     }
 }
@@ -277,7 +280,6 @@ pub struct FileMedia {
     durable: RingFile,
     table: RefCell<ChunkTable>,
     counters: Cell<MediaCounters>,
-    flush_failed: Cell<bool>,
 }
 
 /// A descriptor that joins the thread's runtime at its first use, since there may be none before.
@@ -338,6 +340,9 @@ impl FileMedia {
             Durability::Durable => &self.durable,
         };
         let (result, buf) = self.write_whole(file, buf, self.byte_offset(chunk, start)).await;
+        if result.is_err() && durability == Durability::Durable {
+            self.device.shared.flush_failed.store(true, Ordering::Release);
+        }
         self.table.borrow_mut().end_write(chunk);
         let result = result.map(|()| start).map_err(|source| MediaError::Io {
             operation,
@@ -472,17 +477,20 @@ impl Media for FileMedia {
     async fn flush(&self) -> Result<(), MediaError> {
         self.count(|counters| counters.flushes += 1);
         let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
-        if self.flush_failed.get() {
-            return Err(failed(io::Error::other("an earlier flush failed; what it covered may be lost")));
+        let flush_failed = &self.device.shared.flush_failed;
+        let lost = || failed(io::Error::other("an earlier flush failed; what it covered may be lost"));
+        if flush_failed.load(Ordering::Acquire) {
+            return Err(lost());
         }
         if self.device.shared.options.nosync {
             return Ok(());
         }
-        let result = self.plain.get().map_err(failed)?.sync_data().await;
-        result.map_err(|source| {
-            self.flush_failed.set(true);
-            failed(source)
-        })
+        if let Err(source) = self.plain.get().map_err(failed)?.sync_data().await {
+            flush_failed.store(true, Ordering::Release);
+            return Err(failed(source));
+        }
+        // One of another slice may have failed meanwhile, over the same cache.
+        if flush_failed.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
     }
 
     fn counters(&self) -> MediaCounters {
@@ -495,6 +503,63 @@ impl Drop for FileMedia {
         // A write that was dropped may still land: whoever took the slice next would not expect it.
         if !self.table.get_mut().has_writes_in_flight() {
             self.device.shared.taken[self.shard as usize].store(false, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{FormatOptions, format};
+
+    /// Two slices of one device, and one step on the first whose descriptor the system fails.
+    fn flush_of_the_other_slice_after(fail: impl AsyncFnOnce(&mut FileMedia)) -> Result<(), MediaError> {
+        // In the build's folder: a system's `/tmp` may be memory, without direct I/O.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = folder.path().join("node.terrane");
+        let options = FormatOptions {
+            cluster: 1,
+            node: 1,
+            shards: 2,
+            size_bytes: 3 << 20,
+            chunk_bytes: Some(64 << 10),
+            sector_bytes: None,
+            force: false,
+        };
+        format(&path, &options, &mut |_, _| {}).unwrap();
+        let device = FileDevice::open(&path).unwrap();
+        let (mut first, second) = (device.slice(0).unwrap(), device.slice(1).unwrap());
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build().unwrap();
+        runtime.block_on(async {
+            second.flush().await.unwrap();
+            fail(&mut first).await;
+            second.flush().await
+        })
+    }
+
+    #[test]
+    fn a_failed_flush_fails_the_later_flushes_of_every_slice() {
+        let other = flush_of_the_other_slice_after(async |slice| {
+            // It cannot be synced.
+            slice.plain = RingFile::new(File::open("/dev/null").unwrap());
+            assert!(slice.flush().await.is_err());
+        });
+        assert!(matches!(other, Err(MediaError::Io { operation: "flush", .. })), "{other:?}");
+    }
+
+    #[test]
+    fn a_failed_durable_write_fails_the_later_flushes_of_every_slice() {
+        for (durability, fails) in [(Durability::Durable, true), (Durability::Volatile, false)] {
+            let other = flush_of_the_other_slice_after(async |slice| {
+                // It cannot be written.
+                let read_only = || RingFile::new(File::open(slice.device.path()).unwrap());
+                (slice.plain, slice.durable) = (read_only(), read_only());
+                slice.reset(ChunkId(0)).await.unwrap();
+                let buf = AlignedBuf::zeroed(slice.geometry.sector_bytes as usize);
+                assert!(slice.write(ChunkId(0), 0, buf, durability).await.0.is_err());
+            });
+            assert_eq!(other.is_err(), fails, "{other:?}");
         }
     }
 }
