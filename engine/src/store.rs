@@ -163,7 +163,7 @@ impl<M: Media> Store<M> {
         let before = if first == at.first_index { 0 } else { at.term_at(first - 1).unwrap_or(0) };
         let check = check_entries(core, first, before, &entries)?;
         let at = &core.groups[slot as usize];
-        let new_lineage = check.new_terms > 0 || first <= at.last_index;
+        let new_lineage = check.new_terms > 0 || first <= at.last_index || at.lineage_unrecorded;
         let (mut cost, mut largest) = (check.cost, check.largest);
         if new_lineage {
             let state_bytes = at.state_bytes(check.new_terms);

@@ -4,7 +4,9 @@ mod harness;
 
 use bytes::Bytes;
 use harness::{FoundFrame, Node, block_on, frames, geometry, noop, put};
-use terrane_engine::{Damage, DamageKind, ENTRY_NOOP, Entry, GroupId, HardState, VOTE_SPENT};
+use terrane_engine::{
+    AppendError, Damage, DamageKind, ENTRY_NOOP, Entry, GroupId, HardState, TermRun, VOTE_SPENT,
+};
 use terrane_ocssd::{ChunkId, Media, SimMedia, SimOptions};
 
 const GROUP: GroupId = GroupId(5);
@@ -106,6 +108,40 @@ fn a_segment_whose_frames_cannot_be_read_is_not_overwritten() {
         assert_ne!(hurt.sector, 0, "the segment's header is before it");
         assert_untouched_when_full(&mut node, hurt.chunk, 2);
     }
+}
+
+/// Recovery cut the log, so its lineage goes along with the next entries. Without its cost being admitted, the flush
+/// finds no chunk for it.
+#[test]
+fn a_lineage_that_recovery_cut_is_admitted_with_the_next_entries() {
+    let mut node = Node::fresh(CHUNKS);
+    // A state that fills a segment for itself, so that its cost shows.
+    for (group, membership) in [(GROUP, vec![1; 12_000]), (GroupId(6), Vec::new())] {
+        let created = node.store.create_group(group, Bytes::from(membership)).unwrap();
+        node.wait(created);
+    }
+    append(&mut node, 1, vec![noop(7)]);
+    let hurt = append(&mut node, 2, vec![noop(8)]);
+    let voted = node.store.set_hard_state(GROUP, HardState { term: 8, vote: 2, commit: 0 }).unwrap();
+    node.wait(voted);
+    let media = cut(node);
+    media.corrupt(hurt.chunk, hurt.sector, 20);
+
+    let mut node = Node::open(&media);
+    assert_eq!(node.recovery.groups[0].runs, [TermRun { term: 7, first: 1 }]);
+    // Another group fills the slice, but for the rest of the last segment.
+    let filler = Entry { kind: ENTRY_NOOP, ..put(1, "k", &[2; 1000]) };
+    for index in 1.. {
+        let durable = node.store.append(GroupId(6), index, vec![filler.clone()]).unwrap();
+        node.wait(durable);
+        if node.store.free_bytes() < 6000 {
+            break;
+        }
+    }
+    let refused = node.store.append(GROUP, 2, vec![noop(7)]);
+    assert!(matches!(refused, Err(AppendError::Full)), "{refused:?}");
+    let fits = node.store.append(GroupId(6), node.store.last_index(GroupId(6)) + 1, vec![noop(1)]).unwrap();
+    node.wait(fits);
 }
 
 /// The only segment, with all that was known of the group, is lost. Without the suspicion the host creates the group
