@@ -222,7 +222,11 @@ pub(crate) enum Phase {
 
 impl<W: World> Shard<W> {
     /// A shard over a recovered store. Groups that the map puts here and the store does not know yet are
-    /// created; a group of the store that the map does not put here is left alone.
+    /// created.
+    ///
+    /// # Errors
+    /// If the store holds a group that the map does not put here, or one that was created with other replicas or
+    /// another number of partitions: both are fixed, and going on would hide data.
     pub fn new(
         world: W,
         context: Context,
