@@ -92,6 +92,8 @@ pub(crate) struct Core {
     tail_bytes_max: u64,
     /// The highest term that any group has known.
     pub(crate) term_max: u64,
+    /// Free chunks that are left to what a full shard must still write.
+    pub(crate) append_reserve_chunks: u32,
     /// Damage was found on the slice, now or at an earlier start.
     pub(crate) damage_known: bool,
     /// Number of the last flush taken.
@@ -126,6 +128,7 @@ impl Core {
             tail_bytes: 0,
             tail_bytes_max: options.tail_bytes,
             term_max,
+            append_reserve_chunks: options.append_reserve_chunks,
             damage_known: false,
             flush: 0,
             records: 0,
@@ -264,12 +267,17 @@ impl Core {
         }
     }
 
-    /// Before the last flush of an orderly end: every group writes down how far it applied.
+    /// Whether commit marks may leave so many chunks free: they only spare work, so they do not use the reserve.
+    pub(crate) fn leaves_reserve(&self, chunks_left: i64) -> bool {
+        chunks_left >= i64::from(self.append_reserve_chunks)
+    }
+
+    /// Before the last flush of an orderly end: every group writes down how far it applied, where there is room.
     pub(crate) fn mark_commits(&mut self) {
         for slot in 0..self.groups.len() as u32 {
             let group = &self.groups[slot as usize];
             if group.commit_mark() > group.marked_commit
-                && self.chunks_left_after_state(group.state_bytes(0)) >= 0
+                && self.leaves_reserve(self.chunks_left_after_state(group.state_bytes(0)))
             {
                 self.want_state(slot, StatePending::Wanted);
             }

@@ -105,8 +105,8 @@ impl Core {
         for slot in slots {
             let state_cost = self.state_cost(self.groups[slot as usize].state_bytes(0));
             // Marks were not admitted: they go along only where there is room beyond what was.
-            let fits =
-                wanted(self, &slot) || self.chunks_left(cost + state_cost, state_cost.max(largest)) >= 0;
+            let fits = wanted(self, &slot)
+                || self.leaves_reserve(self.chunks_left(cost + state_cost, state_cost.max(largest)));
             if fits {
                 (cost, largest) = (cost + state_cost, state_cost.max(largest));
                 let (record, sequence, commit) = self.outgoing_state(slot);
