@@ -190,11 +190,17 @@ impl<M: Media> Store<M> {
         let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
         let mut found = Vec::new();
         let mut more = false;
+        // No more keys than the rows below may take; a payload that is not on the medium yet counts by its key alone.
+        let mut bytes_least = 0;
         for (key, located) in core.groups[slot as usize].index.range(start, end) {
-            if found.len() == count_max {
+            if found.len() == count_max || (bytes_least >= bytes_max && !found.is_empty()) {
                 more = true;
                 break;
             }
+            bytes_least += match located.place.is_pending() {
+                true => key.len(),
+                false => located.place.length as usize - record::HEADER_BYTES,
+            };
             found.push((Bytes::copy_from_slice(key), located));
         }
         let mut image = Vec::with_capacity(found.len());
