@@ -191,11 +191,27 @@ pub(crate) async fn read<M: Media>(
     }
 }
 
-/// Writes `anchor` to its chunk. Resolves when it is durable.
-pub(crate) async fn write<M: Media>(media: &M, layout: &Layout, anchor: &Anchor) -> Result<(), MediaError> {
+/// Why an anchor was not written.
+#[derive(Debug)]
+pub(crate) enum WriteError {
+    /// It lists more epochs than its chunk can hold.
+    Full,
+    Media(MediaError),
+}
+
+impl From<MediaError> for WriteError {
+    fn from(error: MediaError) -> Self {
+        Self::Media(error)
+    }
+}
+
+/// Writes `anchor` to its chunk. Resolves when it is durable. If it does not fit, nothing is touched.
+pub(crate) async fn write<M: Media>(media: &M, layout: &Layout, anchor: &Anchor) -> Result<(), WriteError> {
     let record = anchor.encode();
+    if record.len() > layout.chunk_bytes as usize {
+        return Err(WriteError::Full);
+    }
     let bytes = layout.round_up(record.len() as u32);
-    assert!(bytes <= layout.chunk_bytes, "an anchor lists at most one epoch per segment");
     let mut buf = AlignedBuf::zeroed(bytes as usize);
     buf[..record.len()].copy_from_slice(&record);
     media.reset(anchor.chunk()).await?;

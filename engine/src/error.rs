@@ -198,6 +198,12 @@ pub enum OpenError {
         /// Whose it should be.
         expected: SliceId,
     },
+    /// The anchor must list more epochs with valid flushes than a chunk can hold.
+    #[error("the slice was started in {epochs} epochs that wrote to the log, more than its anchor can list")]
+    AnchorFull {
+        /// Epochs to be listed.
+        epochs: usize,
+    },
     /// No more starts can be counted.
     #[error("the epochs of this slice are used up")]
     EpochsExhausted,

@@ -16,7 +16,8 @@ pub struct Options {
     /// chunk. A large entry is one large write before which others wait.
     pub record_bytes_max: u32,
     /// Chunks below which followers stop appending. Default 2, at least 1. They are left to state records, so that
-    /// a full shard can still vote and learn of new terms.
+    /// a full shard can still vote and learn of new terms, and to no-ops and membership entries, which a leader needs
+    /// to lead.
     pub append_reserve_chunks: u32,
     /// Chunks below which leaders should stop proposing ([`Store::accepts_proposals`](crate::Store)). Default 4, more
     /// than `append_reserve_chunks`: what was proposed must still fit on followers.

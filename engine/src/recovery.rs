@@ -45,7 +45,8 @@ pub struct Recovery {
     /// What is missing or broken below the highest flush, in the order of the log. Damage that was known before is
     /// listed again.
     pub damage: Vec<Damage>,
-    /// Incomplete last flushes that were dropped now: 0 or 1. Nothing of them was ever acknowledged.
+    /// Incomplete last flushes that were dropped now: 0 or 1. Taken for torn by a crash before anything
+    /// of them was acknowledged; damage to the very last flush looks the same.
     pub dropped_flushes: u64,
     /// Valid frames, in number.
     pub frames: u64,
@@ -186,7 +187,10 @@ pub(crate) async fn recover<M: Media>(
         damage_known_since,
         epochs: assembled.ends(&newest),
     };
-    anchor::write(media, layout, &next).await?;
+    anchor::write(media, layout, &next).await.map_err(|error| match error {
+        anchor::WriteError::Full => OpenError::AnchorFull { epochs: next.epochs.len() },
+        anchor::WriteError::Media(error) => error.into(),
+    })?;
 
     let free = report[LOG_CHUNK_FIRST as usize..]
         .iter()

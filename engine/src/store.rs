@@ -72,8 +72,10 @@ impl<M: Media> Store<M> {
         }
         let first = Anchor::first(slice);
         anchor::blank(media, &layout, first.other_chunk()).await?;
-        anchor::write(media, &layout, &first).await?;
-        Ok(())
+        anchor::write(media, &layout, &first).await.map_err(|error| match error {
+            anchor::WriteError::Full => FormatError::Geometry("a chunk cannot hold an anchor"),
+            anchor::WriteError::Media(error) => error.into(),
+        })
     }
 
     /// Opens the store and recovers what is on the slice. A new epoch begins, durably.

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - The superblock comes last, after everything before it is durable: a device that has one was laid
-//!   out to its end.
+//!   out to its end. What the slices' owners write first comes after that: a crash in between leaves slices
+//!   that are blank, and a device that only `force` formats again.
 //! - Nothing that exists is destroyed without `force`, and never while a process has it open.
 //! - With `force`, an old superblock is gone for good before anything else is touched.
 //! - A file created here is removed again if laying it out fails.
