@@ -858,3 +858,15 @@ fn raft_config(node: NodeId, settings: &Settings, seed: u64) -> terrane_raft::Co
         ..terrane_raft::Config::new(node.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_membership() {
+        let membership = Membership::of_voters([PeerId(3), PeerId(1)]);
+        let expected = [[16, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 3, 0, 0, 0]].concat();
+        assert_eq!(encode_membership(&membership, 16)[..], [&expected[..], &[0; 4]].concat());
+    }
+}
