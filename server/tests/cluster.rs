@@ -422,3 +422,28 @@ fn a_leader_that_slept_does_not_answer_from_its_old_state() {
         assert!(answers.borrow().iter().any(refused), "the sleeper learned that it does not lead any more");
     });
 }
+
+#[test]
+fn a_deep_pipeline_of_large_answers_is_answered_in_full() {
+    for_seeds(2, |seed| {
+        let cluster = Cluster::start(seed, 1, 2, 4);
+        let client = cluster.client();
+        cluster.sim.block_on(async {
+            // Keys of both shards, so that some requests are forwarded, and more bytes of answers than may wait.
+            let mut frames = Vec::new();
+            for k in 0..8 {
+                let value = Bytes::from(vec![k; 16 << 10]);
+                let outcome = client.put(&format!("key-{k}"), value, Condition::None).await;
+                assert!(matches!(outcome, Outcome::Done(_)));
+            }
+            for k in 0..800 {
+                let key = Bytes::from(format!("key-{}", k % 8));
+                frames.extend(client.frame(&Request::Get { key }));
+            }
+            let (answers, closed) = client.send_raw(1, frames).await;
+            assert_eq!(answers.len(), 800);
+            assert!(answers.iter().all(|answer| matches!(answer, Response::Value { .. })));
+            assert!(!closed, "a client that reads is not cut off");
+        });
+    });
+}

@@ -85,9 +85,12 @@ impl<W: World> Shard<W> {
         }
     }
 
-    /// Submits a connection's requests that had to wait. Those that must go on waiting are deferred again.
+    /// Submits requests of a connection that had to wait, a few at a time: each answer that is written, and each that
+    /// comes from another shard, brings the next few. So however many wait, none is looked at again and again.
     pub(super) fn resubmit(self: &Rc<Self>, connection: &Connection) {
-        for (header, request, responder) in connection.take_deferred() {
+        let most = if connection.is_closed() { usize::MAX } else { RESUBMITTED_AT_ONCE };
+        for _ in 0..most {
+            let Some((header, request, responder)) = connection.next_deferred() else { break };
             self.submit(header, request, responder);
         }
     }
@@ -447,6 +450,8 @@ impl<W: World> Shard<W> {
     }
 }
 
+/// Deferred requests that one answer sets going.
+const RESUBMITTED_AT_ONCE: usize = 16;
 /// Requests of other shards that one pass takes.
 const REQUESTS_A_PASS: usize = 1024;
 /// Most rows and bytes of one page of a scan, whatever the client asks for.

@@ -114,9 +114,14 @@ impl Connection {
         self.deferred.borrow_mut().push_back((header, request, responder));
     }
 
-    /// Requests whose wait may be over: those that must still wait come back.
-    pub(super) fn take_deferred(&self) -> VecDeque<(Header, Request, Responder)> {
-        std::mem::take(&mut self.deferred.borrow_mut())
+    /// The request that has waited longest, if its wait is over.
+    pub(super) fn next_deferred(&self) -> Option<(Header, Request, Responder)> {
+        if self.defers(true) { None } else { self.deferred.borrow_mut().pop_front() }
+    }
+
+    /// Whether nobody takes answers any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// Resolves when every request has its answer, or nobody takes answers any more.
