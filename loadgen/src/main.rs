@@ -7,28 +7,18 @@
 //!
 //! Invariants: nothing but `cluster_target` and `leaders` knows the client library; standard output holds results only.
 
-mod bench;
+mod check;
 mod cli;
-mod cluster;
-mod cluster_target;
 mod demo;
-mod figures;
 mod interrupt;
-mod leaders;
-mod ledger;
-mod meter;
-mod outage;
-mod phases;
+mod load;
+mod measure;
 mod place;
-mod progress;
-mod record;
 mod report;
-mod runner;
-mod session;
-mod tally;
+mod run;
+mod servers;
 mod target;
 mod workload;
-mod zipf;
 
 use std::process::ExitCode;
 
@@ -72,7 +62,7 @@ fn run(cli: &Cli) -> anyhow::Result<Report> {
     }
     let report = match &cli.command {
         Command::Demo(args) => runtime.block_on(or_interrupted(demo::demo(args)))?,
-        Command::Run(args) => runtime.block_on(or_interrupted(bench::bench(args)))?,
+        Command::Run(args) => runtime.block_on(or_interrupted(run::run(args)))?,
     };
     tell(&report);
     if let Some(path) = json {

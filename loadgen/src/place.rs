@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tempfile::TempDir;
 
-use crate::figures::bytes;
+use crate::report::figures::bytes;
 
 /// A folder for a cluster's data; a temporary one is removed with everything in it when this is dropped.
 #[derive(Debug)]

@@ -1,16 +1,18 @@
 //! A Terrane cluster through its client library: as the target of load, and for the questions around it (who leads,
 //! what the nodes have counted).
 
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_client::wire::{ErrorReply, NodeStatus};
-use terrane_client::{Client, ConnectError, GetError, PutError};
+use terrane_client::{Client, ConnectError, GetError, PutError, ScanError};
 
-use crate::leaders::Leaders;
-use crate::meter::{CPU_US, Counters, DEVICE_WRITTEN_BYTES, PROC_WRITE_BYTES, USER_BYTES};
-use crate::target::{Connect, Failure, FailureKind, Found, Target};
+use crate::measure::meter::{CPU_US, Counters, DEVICE_WRITTEN_BYTES, PROC_WRITE_BYTES, USER_BYTES};
+use crate::target::clock::{self, TokioClock};
+use crate::target::leaders::Leaders;
+use crate::target::{Ability, Connect, Failure, FailureKind, Found, Row, Seat, Target};
 
 /// How long a question about the cluster may take: they are asked again and again.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,7 +59,7 @@ impl Cluster {
 
     /// A target with patience of its own, on the caller's runtime.
     pub(crate) async fn target(&self) -> anyhow::Result<ClusterTarget> {
-        ClusterConnect::new(&self.addresses).connect().await
+        ClusterConnect::new(&self.addresses).connect(Rc::default()).await
     }
 }
 
@@ -100,9 +102,44 @@ impl ClusterConnect {
 impl Connect for ClusterConnect {
     type Target = ClusterTarget;
 
-    async fn connect(&self) -> anyhow::Result<ClusterTarget> {
+    fn can(&self, ability: Ability) -> bool {
+        // The rest the server answers with `unsupported`.
+        ability == Ability::Scan
+    }
+
+    fn host(
+        &self,
+        seat: Seat,
+        load: impl AsyncFnOnce(anyhow::Result<Vec<Rc<ClusterTarget>>>),
+    ) -> anyhow::Result<()> {
+        clock::on_tokio(async {
+            let clock = Rc::new(TokioClock::default());
+            let mut targets = Ok(Vec::new());
+            for _ in 0..seat.connections {
+                let target = self.connect(clock.clone()).await;
+                targets = targets.and_then(|mut targets: Vec<_>| {
+                    targets.push(Rc::new(target?));
+                    Ok(targets)
+                });
+            }
+            load(targets).await;
+        })
+    }
+
+    async fn counters(&self) -> Vec<(u64, Counters)> {
+        match Cluster::connect(&self.addresses).await {
+            Ok(cluster) => cluster.counters().await,
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl ClusterConnect {
+    /// Opens one more connection, on the caller's runtime.
+    pub(crate) async fn connect(&self, clock: Rc<TokioClock>) -> anyhow::Result<ClusterTarget> {
         let client = Client::connect(self.addresses.as_slice()).await;
-        Ok(ClusterTarget { client: client.map_err(|error| explained(error, &self.addresses))? })
+        let client = client.map_err(|error| explained(error, &self.addresses))?;
+        Ok(ClusterTarget { client, clock })
     }
 }
 
@@ -110,6 +147,7 @@ impl Connect for ClusterConnect {
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterTarget {
     client: Client,
+    clock: Rc<TokioClock>,
 }
 
 impl Target for ClusterTarget {
@@ -122,11 +160,14 @@ impl Target for ClusterTarget {
             },
             message: error.to_string(),
         })?;
-        Ok(found.map(|found| Found { version: found.version, value: found.value }))
+        Ok(found.map(|found| Found { version: Some(found.version), value: found.value }))
     }
 
-    async fn put(&self, key: &[u8], value: Bytes) -> Result<u64, Failure> {
-        self.client.put(key, value).await.map_err(|error| Failure {
+    async fn put(&self, key: &[u8], value: Bytes, ttl: Option<Duration>) -> Result<Option<u64>, Failure> {
+        if ttl.is_some() {
+            return Err(Failure::unsupported(Ability::Ttl));
+        }
+        self.client.put(key, value).await.map(Some).map_err(|error| Failure {
             kind: match &error {
                 PutError::TimedOut { .. } => FailureKind::TimedOut,
                 PutError::OutcomeUnknown { .. } => FailureKind::OutcomeUnknown,
@@ -137,6 +178,26 @@ impl Target for ClusterTarget {
             },
             message: error.to_string(),
         })
+    }
+
+    async fn scan(&self, from: &[u8], limit: usize) -> Result<Vec<Row>, Failure> {
+        let rows = self.client.scan(from.., limit).await.map_err(|error| Failure {
+            kind: match &error {
+                ScanError::TimedOut { .. } => FailureKind::TimedOut,
+                ScanError::Refused(reply) => refused(reply),
+                _ => FailureKind::Refused,
+            },
+            message: error.to_string(),
+        })?;
+        let found = |row: terrane_client::wire::Row| Row {
+            key: row.key,
+            found: Found { version: Some(row.version), value: row.value },
+        };
+        Ok(rows.into_iter().map(found).collect())
+    }
+
+    async fn sleep_until(&self, at: Instant) {
+        self.clock.sleep_until(at).await;
     }
 }
 

@@ -12,15 +12,15 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use tokio::sync::Notify;
 
+use crate::check::ledger::Ledger;
 use crate::cli::LoadArgs;
-use crate::cluster_target::{Cluster, ClusterConnect};
-use crate::ledger::Ledger;
-use crate::meter::Meter;
-use crate::outage::OutageWatch;
-use crate::phases::{Load, Mixed, ReadBack, Until, Writing};
-use crate::progress::{Goal, Live};
+use crate::load::phases::{Load, Mixed, ReadBack, Until, Writing};
+use crate::load::runner::{EarlyEnd, Job, Outcome, Phase};
+use crate::measure::meter::Meter;
+use crate::measure::outage::OutageWatch;
+use crate::report::progress::{Goal, Live};
 use crate::report::{PhaseReport, ServersReport, VerifyReport};
-use crate::runner::{EarlyEnd, Job, Outcome, Phase};
+use crate::target::cluster::{Cluster, ClusterConnect};
 use crate::workload::{Chooser, mix};
 
 /// How long a node's counters are waited for at the end of a phase, and how often they are asked for meanwhile.

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 
 use crate::cli::RunArgs;
-use crate::meter::Meter;
-use crate::progress::Live;
+use crate::load::runner::EarlyEnd;
+use crate::load::session::Session;
+use crate::measure::meter::Meter;
+use crate::report::progress::Live;
 use crate::report::{FORMAT, Report, Settings};
-use crate::runner::EarlyEnd;
-use crate::session::Session;
 
 /// Runs it; gives the report, whether good or bad.
-pub(crate) async fn bench(args: &RunArgs) -> anyhow::Result<Report> {
+pub(crate) async fn run(args: &RunArgs) -> anyhow::Result<Report> {
     let session = Session::begin(&args.load, &args.addr).await?;
     let mut report = Report {
         format: FORMAT,

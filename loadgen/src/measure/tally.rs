@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::ledger::Breach;
-use crate::record::Damage;
+use crate::check::ledger::Breach;
 use crate::target::{Failure, FailureKind};
+use crate::workload::record::Damage;
 
 /// Latencies above this are counted as this: ten minutes, in nanoseconds.
 const LATENCY_MAX_NS: u64 = 600_000_000_000;

@@ -6,6 +6,9 @@
 //! Invariants: a worker's operations depend on nothing but the seed, its number and the phase; record names are
 //! distinct.
 
+pub(crate) mod record;
+pub(crate) mod zipf;
+
 use std::fmt;
 
 use clap::ValueEnum;
@@ -13,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use serde::Serialize;
 
-use crate::zipf::{Scramble, Zipf};
+use crate::workload::zipf::{Scramble, Zipf};
 
 /// A mix of operations over records picked by Zipf's law.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::figures::{count, latency};
-use crate::runner::{Outcome, Phase};
-use crate::tally::latencies;
+use crate::load::runner::{Outcome, Phase};
+use crate::measure::tally::latencies;
+use crate::report::figures::{count, latency};
 
 /// How far a phase will go.
 #[derive(Debug, Clone, Copy)]

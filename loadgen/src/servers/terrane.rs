@@ -337,5 +337,4 @@ fn log_tail(path: &Path) -> String {
 }
 
 #[cfg(test)]
-#[path = "cluster_tests.rs"]
 mod tests;

@@ -17,11 +17,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use hdrhistogram::Histogram;
 use tokio::sync::oneshot;
 
-use crate::tally::{Kind, Tally};
-use crate::target::{Connect, Failure, FailureKind, Target};
+use crate::measure::tally::{Kind, Tally};
+use crate::target::{Connect, Failure, FailureKind, Seat, Target};
 
 /// How many workers, on how many threads.
 #[derive(Debug, Clone, Copy)]
@@ -184,7 +185,10 @@ impl Phase {
         let stop = Arc::new(Stop::default());
         let mut waiting = Vec::new();
         let (mut tallies, mut threads) = (Vec::new(), Vec::new());
-        for (thread, workers) in crew.shares().into_iter().enumerate() {
+        let shares = crew.shares();
+        let threads_in_all = shares.len() as u32;
+        for (thread, workers) in shares.into_iter().enumerate() {
+            let seat = Seat { thread: thread as u32, threads: threads_in_all, connections: 1 };
             let tally = Arc::new(Mutex::new(Tally::new()));
             let (ready, connected) = oneshot::channel();
             let (begin, begun) = mpsc::channel();
@@ -193,42 +197,30 @@ impl Phase {
             let handle = std::thread::Builder::new()
                 .name(format!("load-{thread}"))
                 .spawn(move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build()
-                        .context("cannot start a runtime for a load thread")?;
-                    let target = match runtime.block_on(connect.connect()) {
-                        Ok(target) => Rc::new(target),
-                        Err(error) => {
-                            // Nobody listens any more only if another thread failed first.
-                            let _ = ready.send(Err(error));
-                            return Ok(());
-                        }
+                    let load = async |targets: anyhow::Result<Vec<Rc<C::Target>>>| {
+                        let target = match targets.map(|mut targets| targets.swap_remove(0)) {
+                            Ok(target) => target,
+                            Err(error) => {
+                                // Nobody listens any more only if another thread failed first.
+                                let _ = ready.send(Err(error));
+                                return;
+                            }
+                        };
+                        let _ = ready.send(Ok(()));
+                        // The sender is dropped unused when another thread could not connect.
+                        let Ok(started) = begun.recv() else { return };
+                        let make = |number| Worker {
+                            number,
+                            target: target.clone(),
+                            started,
+                            stop: shared_stop.clone(),
+                            tally: shared_tally.clone(),
+                        };
+                        let mut tasks: FuturesUnordered<_> =
+                            workers.into_iter().map(|number| job.work(make(number))).collect();
+                        while tasks.next().await.is_some() {}
                     };
-                    let _ = ready.send(Ok(()));
-                    // The sender is dropped unused when another thread could not connect.
-                    let Ok(started) = begun.recv() else { return Ok(()) };
-                    let make = |number| Worker {
-                        number,
-                        target: target.clone(),
-                        started,
-                        stop: shared_stop.clone(),
-                        tally: shared_tally.clone(),
-                    };
-                    let set = tokio::task::LocalSet::new();
-                    let tasks: Vec<_> = workers
-                        .into_iter()
-                        .map(|number| {
-                            let (worker, job) = (make(number), job.clone());
-                            set.spawn_local(async move { job.work(worker).await })
-                        })
-                        .collect();
-                    runtime.block_on(set.run_until(async {
-                        for task in tasks {
-                            task.await.map_err(|error| anyhow!("a load worker failed: {error}"))?;
-                        }
-                        Ok(())
-                    }))
+                    connect.host(seat, load)
                 })
                 .context("cannot start a load thread")?;
             waiting.push((connected, begin));
@@ -311,7 +303,9 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::meter::Counters;
     use crate::target::memory::MemoryTarget;
+    use crate::target::{Ability, clock};
     use std::collections::BTreeSet;
     use std::sync::atomic::AtomicU64;
 
@@ -364,8 +358,20 @@ mod tests {
     impl Connect for Unreachable {
         type Target = MemoryTarget;
 
-        async fn connect(&self) -> anyhow::Result<MemoryTarget> {
-            Err(anyhow!("nobody there"))
+        fn can(&self, _: Ability) -> bool {
+            false
+        }
+
+        fn host(
+            &self,
+            _: Seat,
+            load: impl AsyncFnOnce(anyhow::Result<Vec<Rc<MemoryTarget>>>),
+        ) -> anyhow::Result<()> {
+            clock::on_tokio(load(Err(anyhow!("nobody there"))))
+        }
+
+        async fn counters(&self) -> Vec<(u64, Counters)> {
+            Vec::new()
         }
     }
 
@@ -389,6 +395,6 @@ mod tests {
     fn a_panicking_worker_is_reported() {
         let crew = Crew { threads: 1, connections: 2 };
         let error = testing::run(crew, &MemoryTarget::default(), Panics).unwrap_err();
-        assert!(error.to_string().contains("a load worker failed"), "{error}");
+        assert!(error.to_string().contains("a load thread panicked"), "{error}");
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::figures;
-use crate::record::VALUE_BYTES_MIN;
-use crate::runner::Crew;
+use crate::load::runner::Crew;
+use crate::report::figures;
 use crate::workload::Workload;
+use crate::workload::record::VALUE_BYTES_MIN;
 
 /// Loads, measures and checks Terrane clusters.
 #[derive(Debug, Parser)]

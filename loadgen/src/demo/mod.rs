@@ -6,21 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::cli::{DemoArgs, LoadArgs};
-use crate::cluster::{self, Layout, Nodes};
-use crate::cluster_target::{Cluster, ClusterTarget};
-use crate::figures::bytes;
-use crate::leaders::Leaders;
-use crate::meter::Meter;
-use crate::outage::OutageWatch;
+use crate::load::runner::EarlyEnd;
+use crate::load::session::{PhaseClock, Session};
+use crate::measure::meter::Meter;
+use crate::measure::outage::OutageWatch;
 use crate::place::Place;
-use crate::progress::Live;
+use crate::report::figures::bytes;
+use crate::report::progress::Live;
 use crate::report::{FORMAT, OutageReport, Report, Settings};
-use crate::runner::EarlyEnd;
-use crate::session::{PhaseClock, Session};
+use crate::servers::terrane::{self, Layout, Nodes};
 use crate::target::Target;
+use crate::target::cluster::{Cluster, ClusterTarget};
+use crate::target::leaders::Leaders;
 use crate::workload::key;
 
 /// How long a cluster may take until every partition has a leader.
@@ -31,23 +32,23 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs it; gives the report, whether good or bad.
 pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
-    let terrane = cluster::find_terrane(args.terrane.as_deref()).await?;
+    let binary = terrane::find_terrane(args.terrane.as_deref()).await?;
     let size = args.size.unwrap_or_else(|| device_bytes(&args.load, args.shards));
     let needed = size.saturating_mul(u64::from(args.nodes));
     let place = match &args.data_dir {
-        Some(folder) if cluster::is_laid_out(folder) => Place::named(folder, 0)?,
+        Some(folder) if terrane::is_laid_out(folder) => Place::named(folder, 0)?,
         Some(folder) => Place::named(folder, needed)?,
         None => Place::temporary(needed)?,
     };
-    if cluster::is_laid_out(place.path()) {
+    if terrane::is_laid_out(place.path()) {
         eprintln!("Using the cluster's data in {}", place.path().display());
     } else {
         let each = bytes(size);
         eprintln!("Laying out {} nodes of {each} in {}", args.nodes, place.path().display());
     }
-    let layout = cluster::lay_out(&terrane, args.nodes, args.shards, place.path(), size).await?;
+    let layout = terrane::lay_out(&binary, args.nodes, args.shards, place.path(), size).await?;
     // Declared after the place: dropped, and so stopped, before the folder is removed.
-    let mut nodes = Nodes::start(&terrane, &layout)?;
+    let mut nodes = Nodes::start(&binary, &layout)?;
     let leaders = wait_ready(&mut nodes, &layout).await?;
     eprintln!("{}", described(&layout, &leaders));
 
@@ -240,13 +241,12 @@ impl Kills<'_> {
 /// partition that the workload happens not to touch. Gives up after [`READY_LIMIT`]; the report then says so.
 async fn probe(target: &ClusterTarget, watch: &Arc<OutageWatch>, partitions: &[u32]) {
     let begun = Instant::now();
-    let mut asking = tokio::task::JoinSet::new();
-    for partition in partitions {
-        // A key of this partition, found by trial: as many tries as there are partitions, on average.
-        let asked = (0..).map(key).find(|key| watch.partition(xxh3_64(key)) == *partition as usize);
-        let Some(asked) = asked else { continue };
-        let (target, watch) = (target.clone(), watch.clone());
-        asking.spawn(async move {
+    let asking: FuturesUnordered<_> = partitions
+        .iter()
+        .map(async |partition| {
+            // A key of this partition, found by trial: as many tries as there are partitions, on average.
+            let asked = (0..).map(key).find(|key| watch.partition(xxh3_64(key)) == *partition as usize);
+            let Some(asked) = asked else { return };
             while begun.elapsed() < READY_LIMIT {
                 let began = Instant::now();
                 match target.get(&asked).await {
@@ -254,9 +254,9 @@ async fn probe(target: &ClusterTarget, watch: &Arc<OutageWatch>, partitions: &[u
                     Err(_) => tokio::time::sleep(LOOK).await,
                 }
             }
-        });
-    }
-    while asking.join_next().await.is_some() {}
+        })
+        .collect();
+    asking.for_each(async |()| {}).await;
 }
 
 /// The moments of `kills` kills within `window`: evenly spread, a single one half-way.

@@ -23,6 +23,9 @@
 //! verify                  records, intact, lost, unread, not_written, seconds, broken_promises, examples
 //! ```
 
+pub(crate) mod figures;
+pub(crate) mod progress;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
@@ -35,11 +38,11 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::cli::LoadArgs;
-use crate::figures::{count, latency};
-use crate::meter::{self, Counters};
-use crate::outage::Outage;
-use crate::runner::Outcome;
-use crate::tally::Tally;
+use crate::load::runner::Outcome;
+use crate::measure::meter::{self, Counters};
+use crate::measure::outage::Outage;
+use crate::measure::tally::Tally;
+use crate::report::figures::{count, latency};
 use crate::target::FailureKind;
 use crate::workload::Workload;
 
@@ -495,5 +498,4 @@ fn latency_table(phase: &PhaseReport) -> Table {
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;

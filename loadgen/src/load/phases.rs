@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ledger::{Ledger, Promise};
-use crate::outage::OutageWatch;
-use crate::record::{self, Writer};
-use crate::runner::{EarlyEnd, Job, Worker};
-use crate::tally::{Fault, Kind};
+use crate::check::ledger::{Ledger, Promise};
+use crate::load::runner::{EarlyEnd, Job, Worker};
+use crate::measure::outage::OutageWatch;
+use crate::measure::tally::{Fault, Kind};
 use crate::target::{Failure, Found, Target};
+use crate::workload::record::{self, Writer};
 use crate::workload::{Chooser, Op, generator, key};
 
 /// Numbers of the phases: part of what generators are seeded with, and of the operation numbers inside the values, so
@@ -45,7 +45,7 @@ impl Writing {
         let writer = Writer { run: self.run, worker: worker.number };
         let composed = record::compose(&key, writer, op, self.value_bytes);
         let began = Instant::now();
-        let version = worker.target.put(&key, composed.value).await?;
+        let version = worker.target.put(&key, composed.value, None).await?.unwrap_or(0);
         let ended = Instant::now();
         worker.success(Kind::Update, began, ended);
         let promise = Promise { version, checksum: composed.checksum };
@@ -88,7 +88,7 @@ fn judge(promised: Promise, key: &[u8], found: Option<Found>) -> Result<bool, Fa
         return Ok(false);
     };
     let checksum = record::check(key, &found.value)?;
-    promised.check(Some(Promise { version: found.version, checksum }))?;
+    promised.check(Some(Promise { version: found.version.unwrap_or(0), checksum }))?;
     Ok(true)
 }
 
@@ -261,7 +261,7 @@ impl Job for ReadBack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::{Crew, Outcome, testing};
+    use crate::load::runner::{Crew, Outcome, testing};
     use crate::target::FailureKind;
     use crate::target::memory::{Faults, MemoryTarget};
     use crate::workload::Workload;
@@ -279,7 +279,7 @@ mod tests {
     fn read_back(target: &MemoryTarget, writing: &Writing) -> (Outcome, u64) {
         let job = Arc::new(ReadBack::new(writing.ledger.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let phase = runtime.block_on(crate::runner::Phase::start(CREW, target, job.clone())).unwrap();
+        let phase = runtime.block_on(crate::load::runner::Phase::start(CREW, target, job.clone())).unwrap();
         (phase.join().unwrap(), job.unread())
     }
 

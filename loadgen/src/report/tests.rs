@@ -1,8 +1,8 @@
 //! The JSON's keys and the tables, as golden texts.
 
 use super::*;
-use crate::runner::EarlyEnd;
-use crate::tally::{Fault, Kind};
+use crate::load::runner::EarlyEnd;
+use crate::measure::tally::{Fault, Kind};
 use crate::target::Failure;
 use expect_test::expect;
 

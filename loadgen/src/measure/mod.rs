@@ -1,0 +1,5 @@
+//! Counting: what the workers saw ([`tally`]), what it cost the system ([`meter`]), how long it was away ([`outage`]).
+
+pub(crate) mod meter;
+pub(crate) mod outage;
+pub(crate) mod tally;
