@@ -65,7 +65,8 @@ impl AsRawFd for Timer {
 
 fn new_timer() -> Option<AsyncFd<Timer>> {
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC);
-    AsyncFd::register(Timer(timer.ok()?)).ok()
+    // SAFETY: the descriptor is owned by the `Timer` that goes into the `AsyncFd`, and closed only with it.
+    unsafe { AsyncFd::register(Timer(timer.ok()?)) }.ok()
 }
 
 /// Sets a timer to fire once, after `left` (not zero).
