@@ -7,6 +7,7 @@
 pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod leaders;
+pub(crate) mod setup;
 
 use std::fmt;
 use std::rc::Rc;
