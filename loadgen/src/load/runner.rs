@@ -303,7 +303,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::meter::Counters;
+    use crate::measure::meter::Look;
     use crate::target::memory::MemoryTarget;
     use crate::target::{Ability, clock};
     use std::collections::BTreeSet;
@@ -370,7 +370,7 @@ mod tests {
             clock::on_tokio(load(Err(anyhow!("nobody there"))))
         }
 
-        async fn counters(&self) -> Vec<(u64, Counters)> {
+        async fn looks(&self) -> Vec<(u64, Look)> {
             Vec::new()
         }
     }

@@ -32,6 +32,26 @@ pub(crate) struct Counters {
     pub(crate) user_bytes: Option<u64>,
 }
 
+/// What a process holds at one moment. `None`: it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(crate) struct Gauges {
+    /// Resident memory, bytes.
+    pub(crate) resident_bytes: Option<u64>,
+    /// The most it ever was.
+    pub(crate) resident_max_bytes: Option<u64>,
+    /// Bytes of the device or the file system that the store occupies.
+    pub(crate) occupied_bytes: Option<u64>,
+}
+
+/// One look at a process behind the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Look {
+    /// What rises for ever.
+    pub(crate) counters: Counters,
+    /// What goes up and down.
+    pub(crate) gauges: Gauges,
+}
+
 impl Counters {
     /// Combines each counter with its counterpart; what either side lacks is lacking.
     fn combine(self, other: Counters, op: impl Fn(u64, u64) -> u64) -> Counters {

@@ -2,4 +2,5 @@
 
 pub(crate) mod meter;
 pub(crate) mod outage;
+pub(crate) mod process;
 pub(crate) mod tally;

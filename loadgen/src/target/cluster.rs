@@ -9,7 +9,9 @@ use bytes::Bytes;
 use terrane_client::wire::{ErrorReply, NodeStatus};
 use terrane_client::{Client, ConnectError, GetError, PutError, ScanError};
 
-use crate::measure::meter::{CPU_US, Counters, DEVICE_WRITTEN_BYTES, PROC_WRITE_BYTES, USER_BYTES};
+use crate::measure::meter::{
+    CPU_US, Counters, DEVICE_WRITTEN_BYTES, Gauges, Look, PROC_WRITE_BYTES, USER_BYTES,
+};
 use crate::target::clock::{self, TokioClock};
 use crate::target::leaders::Leaders;
 use crate::target::{Ability, Connect, Failure, FailureKind, Found, Row, Seat, Target};
@@ -126,9 +128,12 @@ impl Connect for ClusterConnect {
         })
     }
 
-    async fn counters(&self) -> Vec<(u64, Counters)> {
+    async fn looks(&self) -> Vec<(u64, Look)> {
         match Cluster::connect(&self.addresses).await {
-            Ok(cluster) => cluster.counters().await,
+            Ok(cluster) => {
+                let look = |(node, counters)| (node, Look { counters, gauges: Gauges::default() });
+                cluster.counters().await.into_iter().map(look).collect()
+            }
             Err(_) => Vec::new(),
         }
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::measure::meter::Counters;
+use crate::measure::meter::Look;
 
 /// A value that a read found.
 #[derive(Debug, Clone)]
@@ -130,7 +130,7 @@ pub(crate) trait Connect: Clone + Send + 'static {
 
     /// What each process behind the target has used and counted so far, by node number; none that do not answer.
     /// An embedded target is node 0.
-    async fn counters(&self) -> Vec<(u64, Counters)>;
+    async fn looks(&self) -> Vec<(u64, Look)>;
 }
 
 /// The kinds of failure that the reports count apart.
@@ -319,7 +319,7 @@ pub(crate) mod memory {
             clock::on_tokio(load(Ok(connections)))
         }
 
-        async fn counters(&self) -> Vec<(u64, Counters)> {
+        async fn looks(&self) -> Vec<(u64, Look)> {
             Vec::new()
         }
     }
