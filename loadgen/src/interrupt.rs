@@ -1,21 +1,74 @@
-//! Ctrl-C and SIGTERM end a run in order: whatever is being awaited is dropped, and with it the nodes that were
-//! started and the temporary folder.
+//! Ctrl-C and SIGTERM end a run in order: what is under way stops, what was measured is told and marked as partial,
+//! what was started is stopped. A second signal ends the process at once.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
-/// The run was interrupted; the process exits with 130, as shells expect.
+/// The exit code of a run that was interrupted, as shells expect it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// The run was interrupted before it had anything to tell.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(crate) struct Interrupted;
 
-/// Runs `work` unless SIGINT or SIGTERM comes first; then `work` is dropped where it stands.
-pub(crate) async fn or_interrupted<R>(work: impl Future<Output = anyhow::Result<R>>) -> anyhow::Result<R> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    tokio::select! {
-        done = work => done,
-        _ = interrupt.recv() => Err(Interrupted.into()),
-        _ = terminate.recv() => Err(Interrupted.into()),
+/// Whether someone asked for an end.
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt {
+    raised: watch::Receiver<bool>,
+}
+
+impl Interrupt {
+    /// Listens for SIGINT and SIGTERM, on the current runtime.
+    pub(crate) fn listen() -> anyhow::Result<Interrupt> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let (raise, raised) = watch::channel(false);
+        tokio::spawn(async move {
+            for last in [false, true] {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if last {
+                    std::process::exit(i32::from(INTERRUPTED));
+                }
+                raise.send_replace(true);
+            }
+        });
+        Ok(Interrupt { raised })
+    }
+
+    /// One that nobody raises.
+    #[cfg(test)]
+    pub(crate) fn never() -> Interrupt {
+        let (_, raised) = watch::channel(false);
+        Interrupt { raised }
+    }
+
+    /// Whether it has been asked for.
+    pub(crate) fn is_raised(&self) -> bool {
+        *self.raised.borrow()
+    }
+
+    /// Resolves when it is asked for.
+    pub(crate) async fn raised(&self) {
+        let mut raised = self.raised.clone();
+        if raised.wait_for(|raised| *raised).await.is_err() {
+            // Nobody is left who could ask.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Runs `work` unless an end is asked for first; then `work` is dropped where it stands.
+    pub(crate) async fn or_interrupted<R>(
+        &self,
+        work: impl Future<Output = anyhow::Result<R>>,
+    ) -> anyhow::Result<R> {
+        tokio::select! {
+            done = work => done,
+            () = self.raised() => Err(Interrupted.into()),
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! The `terrane-loadgen` binary: loads, measures and checks Terrane clusters.
+//! The `terrane-loadgen` binary: loads, measures and checks Terrane, and its peers beside it.
 //!
-//! From the outside in: `cli` says what can be asked; `demo` and `bench` (the `run` command) are the two commands, the
-//! first with a cluster of its own (`cluster`, `place`, `leaders`, `outage`); `session` is one run against a cluster,
-//! its `phases` executed by the `runner`'s workers against a `target`; `workload` and `zipf` choose the operations,
-//! `record` and `ledger` are how every answer is checked; `tally`, `meter`, `report` and `progress` count and tell.
+//! From the outside in: `cli` says what can be asked; `run`, `verify` and `demo` are commands, the last with a cluster
+//! of its own (`servers`). `load` is one run against a target: its crew of threads, its phases, its plan. A `target` is
+//! whatever keeps values under keys. `workload` chooses the operations and composes the values; `check` is how every
+//! answer is held against what was acknowledged; `measure` counts, `report` tells.
 //!
-//! Invariants: nothing but `cluster_target` and `leaders` knows the client library; standard output holds results only.
+//! Invariants: nothing but `target/cluster` and `target/leaders` knows the client library, nothing but `target/engine`
+//! and `device` the engine and the media; standard output holds results only.
 
 mod check;
 mod cli;
@@ -18,6 +19,7 @@ mod report;
 mod run;
 mod servers;
 mod target;
+mod verify;
 mod workload;
 
 use std::process::ExitCode;
@@ -25,50 +27,68 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
-use crate::interrupt::{Interrupted, or_interrupted};
+use crate::cli::{Cli, Command, WrongUsage};
+use crate::interrupt::{INTERRUPTED, Interrupt, Interrupted};
 use crate::report::Report;
 
 /// Failure, or something acknowledged was lost.
 const FAILED: u8 = 1;
 
-/// Interrupted by SIGINT or SIGTERM.
-const INTERRUPTED: u8 = 130;
+/// The command line contradicts itself; clap's own code.
+const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli) {
-        Ok(report) if report.ok => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(FAILED),
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(execute(&cli)));
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("terrane-loadgen: {error:#}");
-            ExitCode::from(if error.is::<Interrupted>() { INTERRUPTED } else { FAILED })
+            ExitCode::from(match error {
+                error if error.is::<Interrupted>() => INTERRUPTED,
+                error if error.is::<WrongUsage>() => WRONG_USAGE,
+                _ => FAILED,
+            })
         }
     }
 }
 
 /// Runs the command and tells its results.
-fn run(cli: &Cli) -> anyhow::Result<Report> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let json = match &cli.command {
-        Command::Demo(args) => args.load.json.as_deref(),
-        Command::Run(args) => args.load.json.as_deref(),
-    };
-    if let Some(path) = json {
-        Report::begin_json(path)?;
-    }
-    let report = match &cli.command {
-        Command::Demo(args) => runtime.block_on(or_interrupted(demo::demo(args)))?,
-        Command::Run(args) => runtime.block_on(or_interrupted(run::run(args)))?,
+async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::listen()?;
+    let (report, files) = match &cli.command {
+        Command::Demo(args) => {
+            run::begin_files(&args.load)?;
+            (interrupt.or_interrupted(demo::demo(args, &interrupt)).await?, Some(&args.load))
+        }
+        Command::Run(args) => {
+            run::begin_files(&args.load)?;
+            (run::run(args, &interrupt).await?, Some(&args.load))
+        }
+        Command::Verify(args) => {
+            if let Some(path) = &args.json {
+                report::begin_file("--json", path)?;
+            }
+            let report = verify::verify(args, &interrupt).await?;
+            if let Some(path) = &args.json {
+                report.write_json(path)?;
+            }
+            (report, None)
+        }
     };
     tell(&report);
-    if let Some(path) = json {
-        report.write_json(path)?;
+    if let Some(files) = files {
+        run::write_files(files, &report)?;
     }
-    Ok(report)
+    Ok(match report.ok {
+        true => ExitCode::SUCCESS,
+        false if interrupt.is_raised() => ExitCode::from(INTERRUPTED),
+        false => ExitCode::from(FAILED),
+    })
 }
 
 #[expect(clippy::print_stdout, reason = "the results are this program's output")]

@@ -1,46 +1,185 @@
-//! `run`: loads and measures a cluster that is already running.
+//! `run`: loads and measures a target.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
-use crate::cli::RunArgs;
+use anyhow::Context;
+
+use crate::check::books::Books;
+use crate::check::journal::{About, Journal};
+use crate::check::ledger::Ledger;
+use crate::cli::load::LoadArgs;
+use crate::cli::run::{Check, RunArgs};
+use crate::cli::target::TargetName;
+use crate::cli::{WrongUsage, usage};
+use crate::interrupt::Interrupt;
+use crate::load::plan::{Bound, Plan};
 use crate::load::runner::EarlyEnd;
-use crate::load::session::Session;
+use crate::load::session::{self, Session, Subject};
 use crate::measure::meter::Meter;
+use crate::report::machine::Machine;
 use crate::report::progress::Live;
-use crate::report::{FORMAT, Report, Settings};
+use crate::report::{PhaseReport, Report, Settings, VerifyReport};
+use crate::target::Connect;
+use crate::target::open::{Amount, Visit, with_target};
+use crate::workload::spec::Spec;
 
 /// Runs it; gives the report, whether good or bad.
-pub(crate) async fn run(args: &RunArgs) -> anyhow::Result<Report> {
-    let session = Session::begin(&args.load, &args.addr).await?;
-    let mut report = Report {
-        format: FORMAT,
-        command: "run",
-        version: env!("CARGO_PKG_VERSION"),
-        ok: false,
-        ended_early: None,
-        settings: Settings::new(&args.load, args.operations, None),
-        load: None,
-        run: None,
-        outages: Vec::new(),
-        verify: None,
+pub(crate) async fn run(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result<Report> {
+    let mut spec = args.load.spec().context(WrongUsage)?;
+    let target = args.target.name();
+    if args.load.compressible.is_none() && args.target.config.compressible() > 0 {
+        spec.values.compressible = args.target.config.compressible();
+    }
+    usage(
+        args.target.data.is_some() || !args.skip_load || !target.is_embedded(),
+        "--skip-load needs the --data folder that an earlier run loaded",
+    )?;
+    let shape = args.load.shape();
+    let threads = match target {
+        // Its calls do not block: a shard on each thread, whatever the number of workers.
+        TargetName::Engine => shape.threads,
+        _ => shape.workers,
     };
-    let mut early = None;
-    if !args.skip_load {
-        let load = session.load().await?;
-        report.load = Some(load.report);
-        early = load.early;
+    let plan = args.load.plan(args.operations);
+    let amount = amount(&args.load, &spec, &plan, threads);
+    let subject = Subject { spec, records: args.load.records, seed: args.load.seed, shape };
+    with_target(&args.target, amount, Run { args, subject, plan: Arc::new(plan), interrupt }).await
+}
+
+/// What a run will write, at most.
+fn amount(load: &LoadArgs, spec: &Spec, plan: &Plan, threads: u32) -> Amount {
+    /// Writes per second that are expected of an embedded store at most, and the bytes per second that bound them
+    /// either way.
+    const WRITES_PER_SECOND: f64 = 250_000.0;
+    const BYTES_PER_SECOND: (f64, f64) = (100e6, 1e9);
+    /// What surrounds a record in the log: headers, its frame's padding where few share one.
+    const OVERHEAD: f64 = 200.0;
+    let record = spec.mean_value_bytes() + spec.keys.bytes as f64;
+    let live = load.records as f64 * record;
+    let rate = (record * WRITES_PER_SECOND).clamp(BYTES_PER_SECOND.0, BYTES_PER_SECOND.1);
+    let updated: f64 = plan
+        .steps()
+        .iter()
+        .map(|step| {
+            let spec = step.workload.as_ref().unwrap_or(spec);
+            let share = spec.update_share() * spec.values_per_operation();
+            match (step.bound, step.offered()) {
+                (_, Some(offered)) => offered as f64 * share * record,
+                (Bound::Operations(operations), _) => operations as f64 * share * record,
+                (Bound::Time(length), _) => length.as_secs_f64() * spec.update_share() * rate,
+            }
+        })
+        .sum();
+    let written = live + updated;
+    Amount {
+        live_bytes: live as u64,
+        written_bytes: written as u64,
+        overhead_bytes: (written / record * OVERHEAD) as u64,
+        threads,
     }
-    if early.is_none() {
-        let live = Live::new("run", session.mixed_goal(args.operations));
-        let meter = RefCell::new(Meter::default());
-        let run = session.mixed(args.operations, None, &live, &meter, async |_| Ok(())).await?;
-        report.run = Some(run.report);
-        early = run.early;
+}
+
+struct Run<'a> {
+    args: &'a RunArgs,
+    subject: Subject,
+    plan: Arc<Plan>,
+    interrupt: &'a Interrupt,
+}
+
+impl Visit for Run<'_> {
+    type Output = Report;
+
+    async fn visit<C: Connect>(self, connect: C, settings: Vec<(String, String)>) -> anyhow::Result<Report> {
+        let Run { args, subject, plan, interrupt } = self;
+        session::supported(&connect, &subject.spec)?;
+        let target = args.target.name();
+        let mut settings = Settings::new(&subject, &plan, target.name(), settings);
+        if target.is_embedded() {
+            settings.mode = Some(args.target.mode.name());
+            settings.config = Some(args.target.config.name());
+        }
+        let machine = Machine::of(args.target.data.as_deref());
+        let mut report = Report::begin("run", machine, settings);
+        let books = books(args, &subject)?;
+        let live_bytes =
+            subject.records as f64 * (subject.spec.mean_value_bytes() + subject.spec.keys.bytes as f64);
+        let records = subject.records;
+        let session = Session::begin(subject, connect, books, interrupt.clone()).await?;
+        let mut log = session::begin_log(args.load.hlog.as_deref())?;
+        let mut early = None;
+        if !args.skip_load {
+            let load = session.load().await?;
+            early = load.early().cloned();
+            report.warnings.extend(load.warnings.iter().cloned());
+            report.load = Some(PhaseReport::untimed(load));
+        }
+        if early.is_none() && !args.only_load {
+            let live = Live::new("run", session::goal(&plan));
+            let meter = RefCell::new(Meter::default());
+            let run = session.timed(&plan, None, &live, &meter, log.as_mut(), async |_| Ok(())).await?;
+            early = run.early().cloned();
+            report.warnings.extend(run.warnings.iter().cloned());
+            report.run = Some(PhaseReport::timed(run, &plan));
+            report.note_doubts();
+        }
+        // Inserts made the store larger than it was loaded.
+        report.note_space(live_bytes * session.records() as f64 / records as f64);
+        if args.verify && early != Some(EarlyEnd::Interrupted) {
+            let mut verify = VerifyReport::default();
+            let (measured, unread) = session.read_back(0, session.records()).await?;
+            verify.add(&measured, session.records(), unread);
+            report.verify = Some(verify);
+        }
+        if let Some(journal) = &session.books().journal {
+            journal.finish()?;
+        }
+        session.finish()?;
+        report.ended_early = early.as_ref().map(EarlyEnd::to_string);
+        report.partial = early.is_some();
+        report.ok = early.is_none() && report.kept_every_promise();
+        Ok(report)
     }
-    if args.verify {
-        report.verify = Some(session.read_back().await?);
+}
+
+/// The books that a run keeps.
+fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
+    // Values that vanish by themselves break no promise.
+    let expire = subject.spec.ttl().is_some();
+    let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
+    ensure!(
+        !args.verify || ledger.is_some(),
+        "--verify needs --check ledger, and values that do not vanish (no TTL)"
+    );
+    ensure!(
+        args.record.is_none() || !expire,
+        "--record: values that vanish by themselves (TTL) cannot be verified"
+    );
+    let about = About { names: subject.spec.names() };
+    let journal = args.record.as_deref().map(|path| Journal::create(path, about)).transpose()?;
+    Ok(Books { ledger, journal })
+}
+
+/// The files that a run will write are begun before it starts.
+pub(crate) fn begin_files(load: &LoadArgs) -> anyhow::Result<()> {
+    for (option, path) in
+        [("--json", &load.json), ("--html", &load.html), ("--csv", &load.csv), ("--hlog", &load.hlog)]
+    {
+        if let Some(path) = path {
+            crate::report::begin_file(option, path)?;
+        }
     }
-    report.ended_early = early.as_ref().map(EarlyEnd::to_string);
-    report.ok = early.is_none() && report.kept_every_promise();
-    Ok(report)
+    Ok(())
+}
+
+/// Writes what was asked for.
+pub(crate) fn write_files(load: &LoadArgs, report: &Report) -> anyhow::Result<()> {
+    if let Some(path) = &load.json {
+        report.write_json(path)?;
+    }
+    if let (Some(path), Some(run)) = (&load.csv, &report.run) {
+        crate::report::csv::write(path, &run.timeline)
+            .with_context(|| format!("--csv {}", path.display()))?;
+    }
+    Ok(())
 }

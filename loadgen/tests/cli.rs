@@ -28,7 +28,7 @@ fn wrong_usage_is_code_2_and_names_the_mistake() {
         (&["run", "--frobnicate"], "--frobnicate"),
         (&["run", "--value-size", "8"], "32 bytes"),
         (&["run", "--value-size", "1.5KiB"], "is no unit"),
-        (&["run", "--connections", "0"], "--connections"),
+        (&["run", "--clients", "0"], "--clients"),
         (&["demo", "--nodes", "0"], "--nodes"),
         (&["demo", "--seconds", "0"], "--seconds"),
         (&["fly"], "fly"),

@@ -22,7 +22,7 @@ fn demo(folder: &Path, args: &str) -> Command {
 }
 
 /// Little enough for a test.
-const SMALL: &str = "--records 500 --value-size 256 --connections 8";
+const SMALL: &str = "--records 500 --value-size 256 --clients 8";
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -74,7 +74,7 @@ fn a_full_device_ends_early_and_loses_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}", told(&output));
     assert!(told(&output).contains("are full"), "{}", told(&output));
     let json = json(folder.path());
-    assert_eq!(json["ended_early"], "the cluster's space is used up");
+    assert_eq!(json["ended_early"], "the target's space is used up");
     assert_eq!((&json["verify"]["lost"], &json["verify"]["unread"]), (&0.into(), &0.into()));
 }
 

@@ -40,16 +40,16 @@ fn check(output: &Output, code: i32) {
 #[tokio::test]
 async fn a_sound_cluster_is_loaded_measured_and_read_back() {
     let cluster = MemoryCluster::listen(SHAPE).await.unwrap();
-    let args = "--records 300 --operations 2000 --connections 8 --threads 2 --value-size 100 --verify";
+    let args = "--records 300 --operations 2000 --clients 8 --threads 2 --value-size 100 --verify";
     let (output, json) = run(&cluster, args).await;
     check(&output, 0);
     let json = json.unwrap();
     assert_eq!(json["ok"], true);
     assert_eq!(json["load"]["operations"], 300);
-    assert_eq!(json["load"]["updates"]["count"], 300);
+    assert_eq!(json["load"]["inserts"]["count"], 300);
     assert_eq!(json["run"]["operations"], 2000);
     assert_eq!(json["verify"]["intact"], 300);
-    assert_eq!(json["settings"]["value_bytes"], 100);
+    assert_eq!(json["settings"]["workload"]["values"]["bytes"], 100);
     let stdout = text(&output.stdout);
     for words in ["throughput", "p99.9", "acknowledged writes lost", "Every acknowledged write is there."] {
         assert!(stdout.contains(words), "{stdout}");
@@ -83,7 +83,7 @@ async fn lost_connections_and_answers_lose_nothing() {
             _ => Fault::None,
         }
     });
-    let args = "--records 200 --operations 3000 --connections 4 --value-size 64 --verify";
+    let args = "--records 200 --operations 3000 --clients 4 --value-size 64 --verify";
     let (output, json) = run(&cluster, args).await;
     check(&output, 0);
     assert_eq!(json.unwrap()["verify"]["intact"], 200);
@@ -103,7 +103,7 @@ async fn a_full_cluster_ends_the_run_and_what_it_took_is_still_there() {
     let (output, json) = run(&cluster, "--records 400 --operations 1000 --verify").await;
     check(&output, 1);
     let json = json.unwrap();
-    assert_eq!(json["ended_early"], "the cluster's space is used up");
+    assert_eq!(json["ended_early"], "the target's space is used up");
     assert_eq!(json["run"], Value::Null, "it was not begun");
     assert_eq!((&json["verify"]["intact"], &json["verify"]["lost"]), (&150.into(), &0.into()));
     assert_eq!(json["verify"]["not_written"], 250);

@@ -1,23 +1,44 @@
-//! What the cluster promised: per record, the highest version acknowledged to any worker and that value's checksum.
+//! What the target promised: per record, the highest version acknowledged to any worker and that value's checksum.
 //!
 //! The promise of an acknowledged write is that the key never again has a lower version, and that this version, if it
 //! is still the newest, holds these bytes. A write whose outcome is unknown (a timeout) promises nothing: the record
-//! may carry its value, at a higher version, or not.
+//! may carry its value, at a higher version, or not. Of a target that tells no versions only this can be held: a record
+//! once acknowledged is there.
 //!
 //! 16 bytes per record, in stripes with a lock each: workers on several threads meet only when they touch the same
-//! stripe at the same moment, and no lock is held across an await.
+//! stripe at the same moment, and no lock is held across an await. The ledger covers a window of the records, which
+//! grows at its end as records are inserted.
 //!
 //! Invariant: a record's version never falls.
 
 use std::sync::{Mutex, PoisonError};
 
-/// What was promised of one record. Version 0: nothing yet (the cluster's versions start at 1).
+/// What was promised of one record. Version 0: nothing yet (versions start at 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Promise {
     /// The highest acknowledged version.
     pub(crate) version: u64,
     /// The checksum of the value acknowledged at that version.
     pub(crate) checksum: u64,
+}
+
+/// What a read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// `None`: the target tells no versions.
+    pub(crate) version: Option<u64>,
+    /// The value's checksum.
+    pub(crate) checksum: u64,
+}
+
+impl Promise {
+    /// What an acknowledged write promises; `None`: the target tells no versions, so the record is there, no more.
+    pub(crate) fn of(version: Option<u64>, checksum: u64) -> Self {
+        match version {
+            Some(version) => Promise { version, checksum },
+            None => Promise { version: 1, checksum: 0 },
+        }
+    }
 }
 
 /// Two acknowledged writes of one record were given the same version: the cluster gave one promise twice.
@@ -36,46 +57,37 @@ pub(crate) enum Breach {
 }
 
 impl Promise {
-    /// Compares what a read found (version and checksum; `None`: no such key) with what had been promised.
-    pub(crate) fn check(self, found: Option<Promise>) -> Result<(), Breach> {
-        match found {
-            _ if self.version == 0 => Ok(()),
-            None => Err(Breach::Missing),
-            Some(found) if found.version < self.version => Err(Breach::Older),
-            Some(found) if found.version == self.version && found.checksum != self.checksum => {
+    /// Compares what a read found (`None`: no such key) with what had been promised.
+    pub(crate) fn check(self, seen: Option<Seen>) -> Result<(), Breach> {
+        let Some(seen) = seen else {
+            return if self.version == 0 { Ok(()) } else { Err(Breach::Missing) };
+        };
+        match seen.version {
+            Some(version) if version < self.version => Err(Breach::Older),
+            Some(version) if version == self.version && seen.checksum != self.checksum => {
                 Err(Breach::Different)
             }
-            Some(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 }
 
-/// The promises of all records 0..n.
+/// The promises of the records from `first` on.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    records: u64,
-    stripes: Box<[Mutex<Box<[Promise]>>]>,
+    first: u64,
+    stripes: Box<[Mutex<Vec<Promise>>]>,
 }
 
 /// Locks over the whole ledger: far more than workers, so that they rarely meet.
 const STRIPES: u64 = 256;
 
 impl Ledger {
-    /// A ledger of `records` records, nothing promised.
-    pub(crate) fn new(records: u64) -> Self {
-        let stripes = (0..STRIPES.min(records.max(1)))
-            .map(|stripe| {
-                // Record r lives in stripe r mod STRIPES at place r / STRIPES.
-                let places = (records + STRIPES - 1 - stripe) / STRIPES;
-                Mutex::new(vec![Promise::default(); places as usize].into_boxed_slice())
-            })
-            .collect();
-        Ledger { records, stripes }
-    }
-
-    /// How many records the ledger covers.
-    pub(crate) fn records(&self) -> u64 {
-        self.records
+    /// A ledger of the records from `first` on, with room for `records` of them; nothing promised.
+    pub(crate) fn new(first: u64, records: u64) -> Self {
+        let places = records.div_ceil(STRIPES) as usize;
+        let stripes = (0..STRIPES).map(|_| Mutex::new(Vec::with_capacity(places))).collect();
+        Ledger { first, stripes }
     }
 
     /// Notes that a write of `record` was acknowledged. An acknowledgement older than one already noted changes nothing.
@@ -93,15 +105,26 @@ impl Ledger {
 
     /// What has been promised of `record` so far.
     pub(crate) fn promised(&self, record: u64) -> Promise {
-        self.with(record, |known| *known)
+        let (stripe, place) = self.place(record);
+        let places = self.stripes[stripe].lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(place).copied().unwrap_or_default()
     }
 
     fn with<R>(&self, record: u64, act: impl FnOnce(&mut Promise) -> R) -> R {
-        assert!(record < self.records, "record {record} of {}", self.records);
+        let (stripe, place) = self.place(record);
         // A panic elsewhere cannot leave a promise half written: it is one assignment.
-        let stripe = &self.stripes[(record % STRIPES) as usize];
-        let mut places = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        act(&mut places[(record / STRIPES) as usize])
+        let mut places = self.stripes[stripe].lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() <= place {
+            places.resize(place + 1, Promise::default());
+        }
+        act(&mut places[place])
+    }
+
+    /// Record r of the window lives in stripe r mod STRIPES at place r / STRIPES.
+    fn place(&self, record: u64) -> (usize, usize) {
+        assert!(record >= self.first, "record {record} lies before {}", self.first);
+        let nth = record - self.first;
+        ((nth % STRIPES) as usize, (nth / STRIPES) as usize)
     }
 }
 
@@ -115,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_highest_version_wins_in_any_order() {
-        let ledger = Ledger::new(3);
+        let ledger = Ledger::new(0, 3);
         for version in [4, 9, 2, 7] {
             ledger.acknowledge(1, promise(version, version * 10)).unwrap();
         }
@@ -126,7 +149,7 @@ mod tests {
 
     #[test]
     fn one_version_for_two_values_is_a_clash() {
-        let ledger = Ledger::new(1);
+        let ledger = Ledger::new(0, 1);
         ledger.acknowledge(0, promise(5, 1)).unwrap();
         assert_eq!(ledger.acknowledge(0, promise(5, 1)), Ok(()));
         assert_eq!(ledger.acknowledge(0, promise(5, 2)), Err(VersionClash));
@@ -135,33 +158,47 @@ mod tests {
 
     #[test]
     fn every_record_has_its_own_place() {
-        for records in [1, 2, 255, 256, 257, 1_000] {
-            let ledger = Ledger::new(records);
-            for record in 0..records {
+        for (first, records) in [(0, 1), (0, 2), (7, 255), (0, 256), (1_000, 257), (0, 1_000)] {
+            // Room for half of them: it grows.
+            let ledger = Ledger::new(first, records / 2);
+            for record in first..first + records {
                 ledger.acknowledge(record, promise(record + 1, record)).unwrap();
             }
-            for record in 0..records {
+            for record in first..first + records {
                 assert_eq!(ledger.promised(record), promise(record + 1, record));
             }
+            assert_eq!(ledger.promised(first + records + 999), Promise::default());
         }
     }
 
     #[test]
     fn what_breaks_a_promise() {
         let known = promise(5, 50);
-        assert_eq!(known.check(Some(promise(5, 50))), Ok(()));
-        assert_eq!(known.check(Some(promise(6, 1))), Ok(()), "a later write, acknowledged or not");
-        assert_eq!(known.check(Some(promise(5, 51))), Err(Breach::Different));
-        assert_eq!(known.check(Some(promise(4, 50))), Err(Breach::Older));
+        let seen = |version, checksum| Some(Seen { version, checksum });
+        assert_eq!(known.check(seen(Some(5), 50)), Ok(()));
+        assert_eq!(known.check(seen(Some(6), 1)), Ok(()), "a later write, acknowledged or not");
+        assert_eq!(known.check(seen(Some(5), 51)), Err(Breach::Different));
+        assert_eq!(known.check(seen(Some(4), 50)), Err(Breach::Older));
         assert_eq!(known.check(None), Err(Breach::Missing));
-        for found in [None, Some(promise(1, 1))] {
+        for found in [None, seen(Some(1), 1), seen(None, 1)] {
             assert_eq!(Promise::default().check(found), Ok(()), "nothing promised");
         }
     }
 
     #[test]
+    fn without_versions_only_presence_is_promised() {
+        let known = Promise::of(None, 7);
+        assert_eq!(known.check(Some(Seen { version: None, checksum: 8 })), Ok(()));
+        assert_eq!(known.check(None), Err(Breach::Missing));
+        let ledger = Ledger::new(0, 1);
+        for checksum in 0..3 {
+            assert_eq!(ledger.acknowledge(0, Promise::of(None, checksum)), Ok(()));
+        }
+    }
+
+    #[test]
     fn threads_agree_on_the_highest() {
-        let ledger = Ledger::new(8);
+        let ledger = Ledger::new(0, 8);
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let ledger = &ledger;

@@ -9,20 +9,27 @@ use anyhow::{Context, bail};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::cli::{DemoArgs, LoadArgs};
+use crate::check::books::Books;
+use crate::check::ledger::Ledger;
+use crate::cli::WrongUsage;
+use crate::cli::demo::DemoArgs;
+use crate::cli::load::LoadArgs;
+use crate::interrupt::Interrupt;
 use crate::load::runner::EarlyEnd;
-use crate::load::session::{PhaseClock, Session};
+use crate::load::session::{self, PhaseClock, Session, Subject};
 use crate::measure::meter::Meter;
 use crate::measure::outage::OutageWatch;
 use crate::place::Place;
 use crate::report::figures::bytes;
+use crate::report::machine::Machine;
 use crate::report::progress::Live;
-use crate::report::{FORMAT, OutageReport, Report, Settings};
+use crate::report::{OutageReport, PhaseReport, Report, Settings, VerifyReport};
 use crate::servers::terrane::{self, Layout, Nodes};
 use crate::target::Target;
-use crate::target::cluster::{Cluster, ClusterTarget};
+use crate::target::cluster::{Cluster, ClusterConnect, ClusterTarget};
 use crate::target::leaders::Leaders;
-use crate::workload::key;
+use crate::workload::names::Names;
+use crate::workload::spec::Spec;
 
 /// How long a cluster may take until every partition has a leader.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -31,9 +38,12 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs it; gives the report, whether good or bad.
-pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
+pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Result<Report> {
+    let spec = args.load.spec().context(WrongUsage)?;
+    let plan = Arc::new(args.load.plan(None));
+    let window = plan.length().unwrap_or_default();
     let binary = terrane::find_terrane(args.terrane.as_deref()).await?;
-    let size = args.size.unwrap_or_else(|| device_bytes(&args.load, args.shards));
+    let size = args.size.unwrap_or_else(|| device_bytes(&args.load, &spec, window, args.shards));
     let needed = size.saturating_mul(u64::from(args.nodes));
     let place = match &args.data_dir {
         Some(folder) if terrane::is_laid_out(folder) => Place::named(folder, 0)?,
@@ -52,54 +62,63 @@ pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
     let leaders = wait_ready(&mut nodes, &layout).await?;
     eprintln!("{}", described(&layout, &leaders));
 
-    let session = Session::begin(&args.load, &layout.addresses()).await?;
-    let mut report = Report {
-        format: FORMAT,
-        command: "demo",
-        version: env!("CARGO_PKG_VERSION"),
-        ok: false,
-        ended_early: None,
-        settings: Settings::new(&args.load, None, Some((args.nodes, args.shards))),
-        load: None,
-        run: None,
-        outages: Vec::new(),
-        verify: None,
-    };
+    let names = spec.names();
+    let subject =
+        Subject { spec, records: args.load.records, seed: args.load.seed, shape: args.load.shape() };
+    let mut settings = Settings::new(&subject, &plan, "cluster", Vec::new());
+    (settings.nodes, settings.shards) = (Some(args.nodes), Some(args.shards));
+    let mut report = Report::begin("demo", Machine::of(Some(place.path())), settings);
+    let books = Books { ledger: Some(Ledger::new(0, args.load.records)), journal: None };
+    let cluster = Cluster::connect(&layout.addresses()).await?;
+    let connect = ClusterConnect::new(&layout.addresses());
+    let session = Session::begin(subject, connect, books, interrupt.clone()).await?;
+    let mut log = session::begin_log(args.load.hlog.as_deref())?;
     let load = session.load().await?;
     nodes.check()?;
-    report.load = Some(load.report);
-    let mut early = load.early;
+    let mut early = load.early().cloned();
+    report.load = Some(PhaseReport::untimed(load));
     if early.is_none() {
-        let live = Live::new("run", session.mixed_goal(None));
+        let live = Live::new("run", session::goal(&plan));
         let watch = Arc::new(OutageWatch::new(leaders.partitions()));
         let mut kills = Kills {
             args,
+            window,
+            names,
             nodes: &mut nodes,
-            cluster: session.cluster(),
+            cluster: &cluster,
             watch: &watch,
             live: &live,
             outages: Vec::new(),
         };
         let meter = RefCell::new(Meter::default());
         let run = session
-            .mixed(None, Some(watch.clone()), &live, &meter, async |clock| kills.run(&meter, &clock).await)
+            .timed(&plan, Some(watch.clone()), &live, &meter, log.as_mut(), async |clock| {
+                kills.run(&meter, &clock).await
+            })
             .await?;
         report.outages = kills.outages;
         nodes.check()?;
-        report.run = Some(run.report);
-        early = run.early;
+        early = run.early().cloned();
+        report.warnings.extend(run.warnings.iter().cloned());
+        report.run = Some(PhaseReport::timed(run, &plan));
+        report.note_doubts();
     }
     if early == Some(EarlyEnd::Full) {
         eprintln!(
             "The nodes' devices are full: ending early. Everything acknowledged so far is read back; give them more room with --size."
         );
     }
-    report.verify = Some(session.read_back().await?);
+    let (measured, unread) = session.read_back(0, session.records()).await?;
+    let mut verify = VerifyReport::default();
+    verify.add(&measured, session.records(), unread);
+    report.verify = Some(verify);
+    session.finish()?;
     nodes.check()?;
     for complaint in nodes.stop() {
         eprintln!("warning: {complaint}");
     }
     report.ended_early = early.as_ref().map(EarlyEnd::to_string);
+    report.partial = early.is_some();
     // Running out of space is an end of the demonstration, not a broken promise.
     report.ok = matches!(early, None | Some(EarlyEnd::Full)) && report.kept_every_promise();
     Ok(report)
@@ -108,7 +127,7 @@ pub(crate) async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
 /// Bytes of each node's device that will hold everything the run writes, with no space reclaimed: the records, and as
 /// many updates as a fast machine may do, each with what surrounds it in the log; a third more, because the popular
 /// records do not spread evenly over the shards.
-fn device_bytes(load: &LoadArgs, shards: u32) -> u64 {
+fn device_bytes(load: &LoadArgs, spec: &Spec, window: Duration, shards: u32) -> u64 {
     /// What a record occupies beside its value: key, headers, padding of its frame.
     const OVERHEAD: u64 = 200;
     /// Updates per second that are expected at most, and the bytes per second that bound them either way.
@@ -116,10 +135,10 @@ fn device_bytes(load: &LoadArgs, shards: u32) -> u64 {
     const BYTES_PER_SECOND: (u64, u64) = (60 << 20, 400 << 20);
     /// The least that a shard's slice makes sense with.
     const PER_SHARD_MIN: u64 = 512 << 20;
-    let value = load.value_size as u64;
+    let value = spec.mean_value_bytes() as u64;
     let rate = (value * UPDATES_PER_SECOND).clamp(BYTES_PER_SECOND.0, BYTES_PER_SECOND.1);
     let loaded = load.records.saturating_mul(value + OVERHEAD);
-    let updated = (load.seconds.saturating_mul(rate) as f64 * load.workload.update_share()) as u64;
+    let updated = (window.as_secs_f64() * rate as f64 * spec.update_share()) as u64;
     let total = loaded.saturating_add(updated);
     let total = total.saturating_add(total / 3).max(PER_SHARD_MIN * u64::from(shards));
     total.min(1 << 62).next_multiple_of(64 << 20)
@@ -163,6 +182,8 @@ fn described(layout: &Layout, leaders: &Leaders) -> String {
 /// Kills nodes under load, as planned.
 struct Kills<'a> {
     args: &'a DemoArgs,
+    window: Duration,
+    names: Names,
     nodes: &'a mut Nodes,
     cluster: &'a Cluster,
     watch: &'a Arc<OutageWatch>,
@@ -173,7 +194,7 @@ struct Kills<'a> {
 impl Kills<'_> {
     /// Kills at each planned moment, until the phase ends.
     async fn run(&mut self, meter: &RefCell<Meter>, clock: &PhaseClock) -> anyhow::Result<()> {
-        for at in moments(self.args.load.window(), self.args.kills) {
+        for at in moments(self.window, self.args.kills) {
             if !clock.wait_until(at).await {
                 break;
             }
@@ -189,8 +210,8 @@ impl Kills<'_> {
         let (node, led) = leaders.busiest().context("no partition has a leader to kill")?;
         let target = self.cluster.target().await?;
         // The last look at the counters that die with the process.
-        if let Some(counters) = self.cluster.counters_of(node).await {
-            meter.borrow_mut().look(node, counters);
+        if let Some(look) = self.cluster.look_at(node).await {
+            meter.borrow_mut().look(node, look);
         }
         let at = clock.elapsed();
         let killed = self.nodes.kill_node(node)?;
@@ -201,7 +222,7 @@ impl Kills<'_> {
             led.len(),
             leaders.partitions()
         ));
-        let (watch, live, nodes) = (self.watch, self.live, &mut *self.nodes);
+        let (watch, live, names, nodes) = (self.watch, self.live, self.names, &mut *self.nodes);
         let restart = async {
             tokio::time::sleep(self.args.restart_after).await;
             nodes.start_node(node)?;
@@ -212,7 +233,7 @@ impl Kills<'_> {
             anyhow::Ok(down)
         };
         let (down, ()) = tokio::try_join!(restart, async {
-            probe(&target, watch, &led).await;
+            probe(&target, watch, names, &led).await;
             Ok(())
         })?;
         let outage = self.watch.outage(&led);
@@ -239,13 +260,15 @@ impl Kills<'_> {
 
 /// Asks each partition for one of its records until it answers, so that the time without a leader is known even of a
 /// partition that the workload happens not to touch. Gives up after [`READY_LIMIT`]; the report then says so.
-async fn probe(target: &ClusterTarget, watch: &Arc<OutageWatch>, partitions: &[u32]) {
+async fn probe(target: &ClusterTarget, watch: &Arc<OutageWatch>, names: Names, partitions: &[u32]) {
     let begun = Instant::now();
     let asking: FuturesUnordered<_> = partitions
         .iter()
         .map(async |partition| {
             // A key of this partition, found by trial: as many tries as there are partitions, on average.
-            let asked = (0..).map(key).find(|key| watch.partition(xxh3_64(key)) == *partition as usize);
+            let asked = (0..)
+                .map(|record| names.name(record))
+                .find(|key| watch.partition(xxh3_64(key)) == *partition as usize);
             let Some(asked) = asked else { return };
             while begun.elapsed() < READY_LIMIT {
                 let began = Instant::now();
@@ -269,12 +292,10 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    fn load(line: &str) -> LoadArgs {
+    fn device_bytes_of(line: &str) -> u64 {
         let cli = crate::cli::Cli::try_parse_from(line.split_whitespace()).unwrap();
-        match cli.command {
-            crate::cli::Command::Demo(args) => args.load,
-            crate::cli::Command::Run(args) => args.load,
-        }
+        let crate::cli::Command::Demo(args) = cli.command else { panic!("{line}") };
+        device_bytes(&args.load, &args.load.spec().unwrap(), args.load.window(), args.shards)
     }
 
     #[test]
@@ -288,15 +309,15 @@ mod tests {
 
     #[test]
     fn devices_have_room_for_what_is_asked() {
-        let small = device_bytes(&load("x demo --records 1000 --seconds 4 --workload c"), 2);
+        let small = device_bytes_of("x demo --records 1000 --seconds 4 --workload c");
         assert_eq!(small, 1 << 30);
-        let usual = device_bytes(&load("x demo"), 2);
+        let usual = device_bytes_of("x demo");
         assert!((1 << 30..2 << 30).contains(&usual), "{usual}");
-        let large = device_bytes(&load("x demo --value-size 32KiB"), 2);
+        let large = device_bytes_of("x demo --value-size 32KiB");
         assert!((8 << 30..20 << 30).contains(&large), "{large}");
-        let reads = device_bytes(&load("x demo --workload c --records 10000000"), 2);
+        let reads = device_bytes_of("x demo --workload c --records 10000000");
         assert!((15 << 30..18 << 30).contains(&reads), "{reads}");
-        let absurd = device_bytes(&load("x demo --records 1000000000000 --value-size 64MiB"), 2);
+        let absurd = device_bytes_of("x demo --records 1000000000000 --value-size 64MiB");
         assert!(absurd > 1 << 60);
     }
 }

@@ -2,5 +2,7 @@
 //! ([`session`]).
 
 pub(crate) mod phases;
+pub(crate) mod plan;
+pub(crate) mod population;
 pub(crate) mod runner;
 pub(crate) mod session;

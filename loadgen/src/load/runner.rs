@@ -1,44 +1,73 @@
-//! The closed loop: a fixed number of workers, each with one operation in flight, spread over a few threads.
+//! The crew: workers, each with one operation in flight, spread over connections and threads.
 //!
-//! A "connection" is one worker: it sends its next operation when the last one was answered. So `--connections 64`
-//! keeps at most 64 operations in flight, however many sockets the client library uses underneath. A closed loop slows
-//! down with the system it measures: its latencies say what that many clients feel, not what a fixed rate of arrivals
-//! would (coordinated omission).
+//! ```text
+//! thread 0 ── connection 0 ── workers 0 .. pipeline        one worker = one operation in flight
+//!          └─ connection 2 ── workers ..
+//! thread 1 ── connection 1 ── workers ..
+//! ```
 //!
-//! Each thread has its own runtime, its own target (and so its own sockets) and its own tally.
+//! The threads live as long as the crew, and with them the connections: phases are sent to them one after another, so
+//! that caches are warm and embedded stores stay open. Each thread runs on the runtime that its target brings
+//! ([`Connect::host`]); its workers are polled together in one task.
 //!
-//! Invariant: the clock of a phase starts after every thread has connected.
+//! Invariants: the clock of a phase starts after every thread has connected, and at the same moment for all; a phase
+//! is over when every worker of every thread is.
 
 use std::fmt;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use hdrhistogram::Histogram;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use tokio::sync::oneshot;
 
-use crate::measure::tally::{Kind, Tally};
+use crate::measure::tally::{Fault, Recent, Success, Tally};
 use crate::target::{Connect, Failure, FailureKind, Seat, Target};
 
-/// How many workers, on how many threads.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Crew {
-    /// Operating system threads, at least 1.
+/// How many workers, over how many connections, on how many threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Operating system threads, at least 1. Targets whose calls block get one for each worker instead.
     pub(crate) threads: u32,
-    /// Workers in all, at least 1. With fewer workers than threads the spare threads are not started.
+    /// Connections, at least 1; at least one a thread is opened.
     pub(crate) connections: u32,
+    /// Workers in all, at least 1.
+    pub(crate) workers: u32,
+    /// The CPUs that threads are pinned to, in turn; empty: they are not.
+    pub(crate) cpus: Vec<usize>,
 }
 
-impl Crew {
-    /// The numbers of the workers of each thread.
-    fn shares(self) -> Vec<Vec<u32>> {
-        let threads = self.threads.min(self.connections).max(1);
+/// What one thread is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Share {
+    /// Connections.
+    connections: u32,
+    /// Workers' numbers, each with the number of its connection within the thread.
+    workers: Vec<(u32, usize)>,
+}
+
+impl Shape {
+    /// The threads' shares. Worker w uses connection w mod connections, connection c lives on thread c mod threads.
+    fn shares(&self, blocks: bool) -> Vec<Share> {
+        let (threads, connections) = match blocks {
+            true => (self.workers, self.workers),
+            false => (self.threads, self.connections.max(self.threads)),
+        };
         (0..threads)
-            .map(|thread| (0..self.connections).filter(|worker| worker % threads == thread).collect())
+            .map(|thread| Share {
+                connections: (thread..connections).step_by(threads as usize).count() as u32,
+                workers: (0..self.workers)
+                    .filter(|worker| worker % connections % threads == thread)
+                    .map(|worker| (worker, (worker % connections / threads) as usize))
+                    .collect(),
+            })
             .collect()
     }
 }
@@ -54,7 +83,9 @@ pub(crate) trait Job: Send + Sync + 'static {
 pub(crate) enum EarlyEnd {
     /// The one who started the phase asked for it.
     Asked,
-    /// The cluster's space is used up.
+    /// Someone pressed Ctrl-C, or the like.
+    Interrupted,
+    /// The target's space is used up.
     Full,
     /// Going on makes no sense, for this reason.
     Hopeless(String),
@@ -64,7 +95,8 @@ impl fmt::Display for EarlyEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EarlyEnd::Asked => f.write_str("it was told to stop"),
-            EarlyEnd::Full => f.write_str("the cluster's space is used up"),
+            EarlyEnd::Interrupted => f.write_str("it was interrupted"),
+            EarlyEnd::Full => f.write_str("the target's space is used up"),
             EarlyEnd::Hopeless(why) => f.write_str(why),
         }
     }
@@ -92,7 +124,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One worker's view of its phase.
 pub(crate) struct Worker<T> {
-    /// Its number, 0..connections.
+    /// Its number, 0..workers.
     pub(crate) number: u32,
     /// What it sends its operations to.
     pub(crate) target: Rc<T>,
@@ -101,7 +133,7 @@ pub(crate) struct Worker<T> {
     tally: Arc<Mutex<Tally>>,
 }
 
-/// The shortest and longest pause after a failed operation: a dead cluster is not hammered, a healed one soon noticed.
+/// The shortest and longest pause after a failed operation: a dead target is not hammered, a healed one soon noticed.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
@@ -121,169 +153,271 @@ impl<T: Target> Worker<T> {
         now.saturating_duration_since(self.started)
     }
 
+    /// Waits until `at` from the phase's start, in slices so that an ended phase is noticed.
+    pub(crate) async fn wait_until(&self, at: Duration) {
+        /// The longest a worker sleeps without looking up.
+        const NAP: Duration = Duration::from_millis(200);
+        let at = self.started + at;
+        while !self.stopped() {
+            let now = Instant::now();
+            if now >= at {
+                return;
+            }
+            self.target.sleep_until(at.min(now + NAP)).await;
+        }
+    }
+
     /// Counts an operation that was answered.
-    pub(crate) fn success(&self, kind: Kind, began: Instant, ended: Instant) {
-        self.tally().success(kind, self.elapsed(ended), ended.saturating_duration_since(began));
+    pub(crate) fn success(&self, step: usize, success: &Success) {
+        self.tally().success(step, success);
+    }
+
+    /// Counts a broken promise about `key`.
+    pub(crate) fn fault(&self, step: usize, fault: Fault, key: &[u8]) {
+        self.tally().fault(step, fault, key);
     }
 
     /// Counts a failed operation, ends the phase if no other try can help, and otherwise pauses before the next:
     /// `streak` is the number of failures in a row before this one.
-    pub(crate) async fn failure(&self, failure: Failure, streak: u32) {
+    pub(crate) async fn failure(&self, step: usize, failure: Failure, streak: u32) {
         let pause = (!failure.kind.is_final()).then(|| PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(streak.min(10))));
         match failure.kind {
             FailureKind::Full => self.stop(EarlyEnd::Full),
             kind if kind.is_final() => self.stop(EarlyEnd::Hopeless(failure.message.clone())),
             _ => {}
         }
-        self.tally().failure(failure);
+        self.tally().failure(step, failure);
         if let Some(pause) = pause {
-            tokio::time::sleep(pause).await;
+            self.target.sleep_until(Instant::now() + pause).await;
         }
     }
 
-    /// This thread's tally; never held across an await.
+    /// The tally of this worker's thread; never held across an await.
     pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
         locked(&self.tally)
     }
 }
 
+/// A phase's work for one thread, made on the thread that starts the phase and run on the one it is for.
+type Work<T> = Box<dyn FnOnce(Vec<Rc<T>>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// One thread, as the one who leads the crew sees it.
+struct Member<T> {
+    work: mpsc::Sender<Work<T>>,
+    workers: Vec<(u32, usize)>,
+    handle: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Connected threads, waiting for phases.
+pub(crate) struct Crew<C: Connect> {
+    members: Vec<Member<C::Target>>,
+}
+
+/// How often an idle thread looks for work. A phase's clock starts later than that, so that all begin together.
+const LOOK: Duration = Duration::from_millis(2);
+const RUN_UP: Duration = Duration::from_millis(10);
+
+/// Tallies of a phase: threads beyond that share, because each costs memory that would count as an embedded store's.
+const TALLIES: usize = 4;
+
+impl<C: Connect> Crew<C> {
+    /// Starts the threads and connects each. Fails if any cannot connect.
+    pub(crate) async fn start(shape: &Shape, connect: &C) -> anyhow::Result<Crew<C>> {
+        let shares = shape.shares(connect.blocks());
+        let threads = shares.len() as u32;
+        let mut crew = Crew { members: Vec::new() };
+        let mut connecting = Vec::new();
+        for (thread, share) in shares.into_iter().enumerate() {
+            let seat = Seat { thread: thread as u32, threads, connections: share.connections };
+            let cpu = shape.cpus.get(thread % shape.cpus.len().max(1)).copied();
+            let (ready, connected) = oneshot::channel();
+            let (work, queue) = mpsc::channel();
+            let connect = connect.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("load-{thread}"))
+                .spawn(move || {
+                    if let Err(error) = cpu.map_or(Ok(()), pin) {
+                        // Nobody listens any more only if another thread failed first.
+                        let _ = ready.send(Err(error));
+                        return Ok(());
+                    }
+                    connect.host(seat, async |targets| serve(targets, ready, &queue).await)
+                })
+                .context("cannot start a load thread")?;
+            connecting.push(connected);
+            crew.members.push(Member { work, workers: share.workers, handle });
+        }
+        let mut failed = None;
+        for connected in connecting {
+            match connected.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed = failed.or(Some(error)),
+                // The thread's own end says why, unless another has a reason already.
+                Err(_) => {}
+            }
+        }
+        if failed.is_some() || crew.members.iter().any(|member| member.handle.is_finished()) {
+            let ended = crew.stop();
+            return Err(failed.or(ended.err()).unwrap_or_else(|| anyhow!("a load thread ended at once")));
+        }
+        Ok(crew)
+    }
+
+    /// Starts `job` on all workers at once.
+    pub(crate) fn begin<J: Job>(&self, job: &Arc<J>) -> Phase<'_> {
+        let stop = Arc::new(Stop::default());
+        let tallies: Vec<_> =
+            (0..self.members.len().min(TALLIES)).map(|_| Arc::new(Mutex::new(Tally::new()))).collect();
+        let left = Arc::new(AtomicUsize::new(self.members.len()));
+        let started = Instant::now() + RUN_UP;
+        for (thread, member) in self.members.iter().enumerate() {
+            let (job, stop, left) = (job.clone(), stop.clone(), left.clone());
+            let tally = tallies[thread % tallies.len()].clone();
+            let workers = member.workers.clone();
+            let work: Work<C::Target> = Box::new(move |targets| {
+                Box::pin(async move {
+                    let mut tasks: FuturesUnordered<_> = workers
+                        .into_iter()
+                        .map(|(number, connection)| {
+                            let target = targets[connection].clone();
+                            let (stop, tally) = (stop.clone(), tally.clone());
+                            let job = &job;
+                            async move {
+                                target.sleep_until(started).await;
+                                job.work(Worker { number, target, started, stop, tally }).await;
+                            }
+                        })
+                        .collect();
+                    while tasks.next().await.is_some() {}
+                    left.fetch_sub(1, Ordering::AcqRel);
+                })
+            });
+            // A thread that is gone shows when the phase is joined.
+            let _ = member.work.send(work);
+        }
+        let alive = Box::new(|| self.members.iter().all(|member| !member.handle.is_finished()));
+        Phase { started, stop, tallies, left, alive }
+    }
+
+    /// Ends the threads in order: what they connected to is closed. Gives the first error.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.join()
+    }
+
+    fn join(&mut self) -> anyhow::Result<()> {
+        // All are told before the first is waited for: embedded shards end together.
+        let handles: Vec<_> = self.members.drain(..).map(|member| member.handle).collect();
+        let mut result = Ok(());
+        for handle in handles {
+            let ended = match handle.join() {
+                Ok(ended) => ended,
+                Err(_) => Err(anyhow!("a load thread panicked")),
+            };
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+impl<C: Connect> Drop for Crew<C> {
+    fn drop(&mut self) {
+        // Reached with members only on the way out of another error, which is the one to tell.
+        let _ = self.join();
+    }
+}
+
+/// A load thread's life on its target's runtime: phases, one after another, until nobody can send more.
+async fn serve<T: Target>(
+    targets: anyhow::Result<Vec<Rc<T>>>,
+    ready: oneshot::Sender<anyhow::Result<()>>,
+    queue: &mpsc::Receiver<Work<T>>,
+) {
+    let targets = match targets {
+        Ok(targets) => targets,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let _ = ready.send(Ok(()));
+    loop {
+        match queue.try_recv() {
+            Ok(work) => work(targets.clone()).await,
+            Err(TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => match targets.first() {
+                Some(target) => target.sleep_until(Instant::now() + LOOK).await,
+                None => return,
+            },
+        }
+    }
+}
+
+/// Pins the calling thread.
+fn pin(cpu: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .with_context(|| format!("cannot pin a load thread to CPU {cpu}"))
+}
+
 /// A phase under way. Dropping it asks the workers to stop and does not wait for them.
-pub(crate) struct Phase {
+pub(crate) struct Phase<'a> {
     started: Instant,
     stop: Arc<Stop>,
     tallies: Vec<Arc<Mutex<Tally>>>,
-    threads: Vec<JoinHandle<anyhow::Result<()>>>,
+    /// Threads that are not done.
+    left: Arc<AtomicUsize>,
+    alive: Box<dyn Fn() -> bool + 'a>,
 }
 
 /// What a phase came to.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// All threads' counts.
+    /// All workers' counts.
     pub(crate) tally: Tally,
     /// Why it ended early, if it did.
     pub(crate) early: Option<EarlyEnd>,
+    /// How long it took.
+    pub(crate) elapsed: Duration,
 }
 
-/// A look at a phase under way.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Glance {
-    /// Successful operations so far.
-    pub(crate) operations: u64,
-    /// Failed operations so far.
-    pub(crate) failed: u64,
-    /// Broken promises so far.
-    pub(crate) broken: u64,
-}
-
-impl Phase {
-    /// Connects every thread, then starts `job` on all workers at once. Fails if any thread cannot connect.
-    pub(crate) async fn start<C: Connect, J: Job>(
-        crew: Crew,
-        connect: &C,
-        job: Arc<J>,
-    ) -> anyhow::Result<Phase> {
-        let stop = Arc::new(Stop::default());
-        let mut waiting = Vec::new();
-        let (mut tallies, mut threads) = (Vec::new(), Vec::new());
-        let shares = crew.shares();
-        let threads_in_all = shares.len() as u32;
-        for (thread, workers) in shares.into_iter().enumerate() {
-            let seat = Seat { thread: thread as u32, threads: threads_in_all, connections: 1 };
-            let tally = Arc::new(Mutex::new(Tally::new()));
-            let (ready, connected) = oneshot::channel();
-            let (begin, begun) = mpsc::channel();
-            let (connect, job) = (connect.clone(), job.clone());
-            let (shared_stop, shared_tally) = (stop.clone(), tally.clone());
-            let handle = std::thread::Builder::new()
-                .name(format!("load-{thread}"))
-                .spawn(move || {
-                    let load = async |targets: anyhow::Result<Vec<Rc<C::Target>>>| {
-                        let target = match targets.map(|mut targets| targets.swap_remove(0)) {
-                            Ok(target) => target,
-                            Err(error) => {
-                                // Nobody listens any more only if another thread failed first.
-                                let _ = ready.send(Err(error));
-                                return;
-                            }
-                        };
-                        let _ = ready.send(Ok(()));
-                        // The sender is dropped unused when another thread could not connect.
-                        let Ok(started) = begun.recv() else { return };
-                        let make = |number| Worker {
-                            number,
-                            target: target.clone(),
-                            started,
-                            stop: shared_stop.clone(),
-                            tally: shared_tally.clone(),
-                        };
-                        let mut tasks: FuturesUnordered<_> =
-                            workers.into_iter().map(|number| job.work(make(number))).collect();
-                        while tasks.next().await.is_some() {}
-                    };
-                    connect.host(seat, load)
-                })
-                .context("cannot start a load thread")?;
-            waiting.push((connected, begin));
-            tallies.push(tally);
-            threads.push(handle);
-        }
-        let mut begins = Vec::new();
-        for (connected, begin) in waiting {
-            match connected.await {
-                Ok(result) => result?,
-                Err(_) => return Err(anyhow!("a load thread ended before it had connected")),
-            }
-            begins.push(begin);
-        }
-        let started = Instant::now();
-        for begin in begins {
-            // A thread that is gone reports at the join.
-            let _ = begin.send(started);
-        }
-        Ok(Phase { started, stop, tallies, threads })
-    }
-
+impl Phase<'_> {
     /// How long the phase has been going on.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Whether all workers are done.
+    /// Whether all workers are done (or a thread is gone).
     pub(crate) fn finished(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
+        self.left.load(Ordering::Acquire) == 0 || !(self.alive)()
     }
 
-    /// Counts so far; the latencies since the last look go into `recent`.
-    pub(crate) fn glance(&self, recent: &mut Histogram<u64>) -> Glance {
-        let mut glance = Glance::default();
+    /// Ends the phase: workers finish what they have in flight.
+    pub(crate) fn stop(&self, why: EarlyEnd) {
+        self.stop.stop(why);
+    }
+
+    /// Moves what happened since the last glance into `recent`.
+    pub(crate) fn glance(&self, recent: &mut Recent) {
         for tally in &self.tallies {
-            let mut tally = locked(tally);
-            glance.operations += tally.operations();
-            glance.failed += tally.failed();
-            glance.broken += tally.broken();
-            tally.drain_recent(recent);
+            locked(tally).drain_recent(recent);
         }
-        glance
     }
 
-    /// Waits for the workers and adds up what they counted.
-    pub(crate) fn join(mut self) -> anyhow::Result<Outcome> {
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(result) => result?,
-                Err(_) => return Err(anyhow!("a load thread panicked")),
-            }
-        }
+    /// Adds up what the workers counted. To be called when the phase is [`finished`](Phase::finished).
+    pub(crate) fn join(self) -> anyhow::Result<Outcome> {
+        ensure!(self.left.load(Ordering::Acquire) == 0, "a load thread failed in the middle of a phase");
+        let elapsed = self.elapsed();
         let mut sum = Tally::new();
         for tally in &self.tallies {
             sum.add(&locked(tally));
         }
         let early = locked(&self.stop.reason).clone();
-        Ok(Outcome { tally: sum, early })
+        Ok(Outcome { tally: sum, early, elapsed })
     }
 }
 
-impl Drop for Phase {
+impl Drop for Phase<'_> {
     fn drop(&mut self) {
         self.stop.stop(EarlyEnd::Asked);
     }
@@ -293,33 +427,73 @@ impl Drop for Phase {
 pub(crate) mod testing {
     use super::*;
 
-    /// Runs a phase to its end on a runtime of its own.
-    pub(crate) fn run<C: Connect, J: Job>(crew: Crew, connect: &C, job: J) -> anyhow::Result<Outcome> {
+    /// A crew of so many threads and workers, one connection a thread.
+    pub(crate) fn shape(threads: u32, workers: u32) -> Shape {
+        Shape { threads, connections: threads, workers, cpus: Vec::new() }
+    }
+
+    /// Runs a phase to its end on a crew of its own.
+    pub(crate) fn run<C: Connect, J: Job>(
+        shape: &Shape,
+        connect: &C,
+        job: &Arc<J>,
+    ) -> anyhow::Result<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(Phase::start(crew, connect, Arc::new(job)))?.join()
+        runtime.block_on(async {
+            let crew = Crew::start(shape, connect).await?;
+            let phase = crew.begin(job);
+            while !phase.finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let outcome = phase.join();
+            crew.stop()?;
+            outcome
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::shape;
     use super::*;
     use crate::measure::meter::Look;
+    use crate::measure::tally::Kind;
     use crate::target::memory::MemoryTarget;
     use crate::target::{Ability, clock};
     use std::collections::BTreeSet;
     use std::sync::atomic::AtomicU64;
 
     #[test]
-    fn workers_are_dealt_out_evenly() {
-        for (threads, connections) in [(1, 1), (1, 7), (3, 7), (4, 2), (2, 64)] {
-            let shares = Crew { threads, connections }.shares();
-            assert_eq!(shares.len() as u32, threads.min(connections));
-            let all: BTreeSet<u32> = shares.iter().flatten().copied().collect();
-            assert_eq!(all, (0..connections).collect());
-            let (least, most) =
-                (shares.iter().map(Vec::len).min().unwrap(), shares.iter().map(Vec::len).max().unwrap());
-            assert!(most - least <= 1 && least > 0);
+    fn workers_and_connections_are_dealt_out_evenly() {
+        for (threads, connections, workers) in
+            [(1, 1, 1), (1, 1, 7), (3, 3, 7), (4, 4, 2), (2, 8, 64), (2, 3, 9), (3, 1, 5)]
+        {
+            let shape = Shape { threads, connections, workers, cpus: vec![] };
+            let shares = shape.shares(false);
+            assert_eq!(shares.len() as u32, threads);
+            let opened: u32 = shares.iter().map(|share| share.connections).sum();
+            assert_eq!(opened, connections.max(threads));
+            let all: BTreeSet<u32> = shares.iter().flat_map(|share| &share.workers).map(|w| w.0).collect();
+            assert_eq!(all, (0..workers).collect());
+            for share in &shares {
+                assert!(share.workers.iter().all(|(_, connection)| *connection < share.connections as usize));
+            }
+            let mut by_connection = vec![0u32; opened as usize];
+            for (thread, share) in shares.iter().enumerate() {
+                for (_, connection) in &share.workers {
+                    by_connection[connection * threads as usize + thread] += 1;
+                }
+            }
+            let (least, most) = (by_connection.iter().min().unwrap(), by_connection.iter().max().unwrap());
+            assert!(most - least <= 1, "{shape:?}: {by_connection:?}");
         }
+    }
+
+    #[test]
+    fn blocking_targets_get_a_thread_for_each_worker() {
+        let shares = shape(2, 5).shares(true);
+        assert_eq!(shares.len(), 5);
+        assert!(shares.iter().all(|share| share.connections == 1 && share.workers.len() == 1));
     }
 
     struct Count {
@@ -328,28 +502,66 @@ mod tests {
         seen: Mutex<BTreeSet<u32>>,
     }
 
+    impl Count {
+        fn new(limit: u64) -> Arc<Count> {
+            Arc::new(Count { next: AtomicU64::new(0), limit, seen: Mutex::default() })
+        }
+    }
+
     impl Job for Count {
         async fn work<T: Target>(&self, worker: Worker<T>) {
             self.seen.lock().unwrap().insert(worker.number);
             while !worker.stopped() && self.next.fetch_add(1, Ordering::Relaxed) < self.limit {
-                let began = Instant::now();
+                let due = worker.elapsed(Instant::now());
                 let read = worker.target.get(b"nothing").await;
                 assert!(read.is_ok_and(|found| found.is_none()));
-                worker.success(Kind::Read, began, Instant::now());
+                let ended = worker.elapsed(Instant::now());
+                let success = Success {
+                    kind: Kind::Read,
+                    due,
+                    sent: due,
+                    ended,
+                    in_time: true,
+                    open: false,
+                    written_bytes: 0,
+                    records: 1,
+                };
+                worker.success(0, &success);
             }
         }
     }
 
     #[test]
     fn every_worker_works_and_everything_is_counted() {
-        let job = Arc::new(Count { next: AtomicU64::new(0), limit: 5_000, seen: Mutex::default() });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let crew = Crew { threads: 3, connections: 8 };
-        let phase = runtime.block_on(Phase::start(crew, &MemoryTarget::default(), job.clone())).unwrap();
-        let outcome = phase.join().unwrap();
-        assert_eq!(outcome.tally.operations(), 5_000);
+        let job = Count::new(5_000);
+        let outcome = testing::run(&shape(6, 20), &MemoryTarget::default(), &job).unwrap();
+        assert_eq!(outcome.tally.total(|_| true).operations(), 5_000);
         assert_eq!(outcome.early, None);
-        assert_eq!(*job.seen.lock().unwrap(), (0..8).collect());
+        assert_eq!(*job.seen.lock().unwrap(), (0..20).collect());
+    }
+
+    #[tokio::test]
+    async fn a_crew_does_one_phase_after_another() {
+        let crew = Crew::start(&shape(2, 4), &MemoryTarget::default()).await.unwrap();
+        for limit in [10, 300] {
+            let phase = crew.begin(&Count::new(limit));
+            while !phase.finished() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(phase.join().unwrap().tally.total(|_| true).operations(), limit);
+        }
+        crew.stop().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_phase_can_be_stopped() {
+        let crew = Crew::start(&shape(2, 4), &MemoryTarget::default()).await.unwrap();
+        let phase = crew.begin(&Count::new(u64::MAX));
+        phase.stop(EarlyEnd::Interrupted);
+        while !phase.finished() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(phase.join().unwrap().early, Some(EarlyEnd::Interrupted));
     }
 
     #[derive(Clone)]
@@ -364,10 +576,14 @@ mod tests {
 
         fn host(
             &self,
-            _: Seat,
+            seat: Seat,
             load: impl AsyncFnOnce(anyhow::Result<Vec<Rc<MemoryTarget>>>),
         ) -> anyhow::Result<()> {
-            clock::on_tokio(load(Err(anyhow!("nobody there"))))
+            let targets = match seat.thread {
+                0 => Ok(vec![Rc::new(MemoryTarget::default())]),
+                _ => Err(anyhow!("nobody there")),
+            };
+            clock::on_tokio(load(targets))
         }
 
         async fn looks(&self) -> Vec<(u64, Look)> {
@@ -376,11 +592,16 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_cannot_connect_fails_the_phase() {
-        let job = Count { next: AtomicU64::new(0), limit: 1, seen: Mutex::default() };
-        let crew = Crew { threads: 2, connections: 4 };
-        let error = testing::run(crew, &Unreachable, job).unwrap_err();
+    fn a_thread_that_cannot_connect_fails_the_crew() {
+        let error = testing::run(&shape(2, 4), &Unreachable, &Count::new(1)).unwrap_err();
         assert_eq!(error.to_string(), "nobody there");
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_named() {
+        let shape = Shape { cpus: vec![1_000], ..shape(1, 1) };
+        let error = testing::run(&shape, &MemoryTarget::default(), &Count::new(1)).unwrap_err();
+        assert!(format!("{error:#}").contains("CPU 1000"), "{error:#}");
     }
 
     struct Panics;
@@ -393,8 +614,7 @@ mod tests {
 
     #[test]
     fn a_panicking_worker_is_reported() {
-        let crew = Crew { threads: 1, connections: 2 };
-        let error = testing::run(crew, &MemoryTarget::default(), Panics).unwrap_err();
-        assert!(error.to_string().contains("a load thread panicked"), "{error}");
+        let error = testing::run(&shape(1, 2), &MemoryTarget::default(), &Arc::new(Panics)).unwrap_err();
+        assert!(error.to_string().contains("a load thread"), "{error}");
     }
 }

@@ -1,135 +1,261 @@
-//! One run against one cluster: its phases in order, each with what it cost the servers and ourselves.
+//! One run against one target: its phases in order, each with what it cost the target and ourselves, second by second.
 //!
-//! `run` and `demo` differ in where the cluster comes from and in what happens to it; what is sent, counted and checked
-//! is here, once.
+//! Commands differ in where the target comes from and in what happens to it; what is sent, counted and checked is here,
+//! once.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use tokio::sync::Notify;
 
-use crate::check::ledger::Ledger;
-use crate::cli::LoadArgs;
-use crate::load::phases::{Load, Mixed, ReadBack, Until, Writing};
-use crate::load::runner::{EarlyEnd, Job, Outcome, Phase};
-use crate::measure::meter::Meter;
+use crate::check::books::Books;
+use crate::interrupt::Interrupt;
+use crate::load::phases::{Load, ReadBack, Timed, Writing};
+use crate::load::plan::{Bound, Plan};
+use crate::load::population::Population;
+use crate::load::runner::{Crew, EarlyEnd, Job, Outcome, Phase, Shape};
+use crate::measure::meter::{Meter, Used, sum};
 use crate::measure::outage::OutageWatch;
-use crate::report::progress::{Goal, Live};
-use crate::report::{PhaseReport, ServersReport, VerifyReport};
-use crate::target::cluster::{Cluster, ClusterConnect};
+use crate::measure::tally::Recent;
+use crate::measure::timeline::Second;
+use crate::report::hlog::Log;
+use crate::report::progress::{Goal, Live, Shown};
+use crate::target::{Ability, Connect};
+use crate::workload::spec::Spec;
 use crate::workload::{Chooser, mix};
 
+/// How often a phase is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How long a node's counters are waited for at the end of a phase, and how often they are asked for meanwhile.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const COUNTERS_LIMIT: Duration = Duration::from_secs(5);
+const COUNTERS_PAUSE: Duration = Duration::from_millis(100);
+
+/// The load generator was not run for this long: its own latencies are then no one else's.
+const STANDSTILL: Duration = Duration::from_millis(1_000);
+
+/// How far the wall clock may drift from the monotonic one within a phase before it is worth a word.
+const CLOCK_JUMP: Duration = Duration::from_secs(1);
+
+/// What a session is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    /// The workload.
+    pub(crate) spec: Spec,
+    /// Records that are loaded.
+    pub(crate) records: u64,
+    /// Seed of the operations' order.
+    pub(crate) seed: u64,
+    /// Threads, connections, workers.
+    pub(crate) shape: Shape,
+}
 
 /// A run under way.
-pub(crate) struct Session {
-    args: LoadArgs,
-    connect: ClusterConnect,
-    cluster: Cluster,
+pub(crate) struct Session<C: Connect> {
+    subject: Subject,
+    connect: C,
+    crew: Crew<C>,
     writing: Writing,
+    population: Arc<Population>,
+    interrupt: Interrupt,
 }
 
-/// A phase's numbers and why it ended early, if it did.
+/// A phase's numbers.
 pub(crate) struct Measured {
-    pub(crate) report: PhaseReport,
-    pub(crate) early: Option<EarlyEnd>,
+    /// What the workers counted.
+    pub(crate) outcome: Outcome,
+    /// What each node used.
+    pub(crate) used: BTreeMap<u64, Used>,
+    /// Our own CPU time (an embedded target's is part of it).
+    pub(crate) client_cpu: Duration,
+    /// Second by second.
+    pub(crate) timeline: Vec<Second>,
+    /// What makes the numbers doubtful.
+    pub(crate) warnings: Vec<String>,
 }
 
-impl Session {
-    /// Connects to the cluster at these addresses.
-    pub(crate) async fn begin(args: &LoadArgs, addresses: &[String]) -> anyhow::Result<Session> {
-        let connect = ClusterConnect::new(addresses);
-        let cluster = Cluster::connect(addresses).await?;
-        let ledger = Arc::new(Ledger::new(args.records));
-        let writing = Writing { ledger, run: run_number(), value_bytes: args.value_size };
-        Ok(Session { args: args.clone(), connect, cluster, writing })
+impl Measured {
+    /// Why the phase ended early, if it did.
+    pub(crate) fn early(&self) -> Option<&EarlyEnd> {
+        self.outcome.early.as_ref()
+    }
+}
+
+impl<C: Connect> Session<C> {
+    /// Connects. Refuses a workload that needs what the target cannot do.
+    pub(crate) async fn begin(
+        subject: Subject,
+        connect: C,
+        books: Books,
+        interrupt: Interrupt,
+    ) -> anyhow::Result<Session<C>> {
+        supported(&connect, &subject.spec)?;
+        let names = subject.spec.names();
+        let writing = Writing {
+            books: Arc::new(books),
+            names,
+            run: run_number(),
+            compressible: subject.spec.values.compressible,
+            ttl: subject.spec.ttl(),
+        };
+        let crew = interrupt.or_interrupted(Crew::start(&subject.shape, &connect)).await?;
+        let population = Arc::new(Population::new(subject.records));
+        Ok(Session { subject, connect, crew, writing, population, interrupt })
     }
 
-    /// The connection for everything but load: topology, counters.
-    pub(crate) fn cluster(&self) -> &Cluster {
-        &self.cluster
+    /// What was acknowledged so far.
+    pub(crate) fn books(&self) -> &Arc<Books> {
+        &self.writing.books
+    }
+
+    /// Records that were loaded or inserted, answered or not.
+    pub(crate) fn records(&self) -> u64 {
+        self.population.begun()
     }
 
     /// Writes every record once.
     pub(crate) async fn load(&self) -> anyhow::Result<Measured> {
-        let goal = Goal::Operations(self.args.records);
-        let live = Live::new("load", goal);
+        let records = self.subject.records;
+        let goal = Goal::Operations(records);
+        let chooser = Chooser::new(&self.subject.spec, records);
+        let job = Load::new(self.writing.clone(), chooser, self.subject.seed, records);
         let meter = RefCell::new(Meter::default());
-        let job = Arc::new(Load::new(self.writing.clone()));
-        let (outcome, cpu) = self.measured(job, goal, &live, &meter, async |_| Ok(())).await?;
-        Ok(self.report(outcome, None, cpu, &meter.borrow()))
+        let live = Live::new("load", goal);
+        self.measured(&Arc::new(job), goal, None, &live, &meter, None, async |_| Ok(())).await
     }
 
-    /// Sends the workload. While it runs, `meanwhile` may do things to the cluster; it is given the phase's clock and
-    /// is waited for. The counters are looked at through `meter`, so that it can add looks of its own.
-    pub(crate) async fn mixed(
+    /// Sends the workload as planned. While it runs, `meanwhile` may do things to the target; it is given the phase's
+    /// clock and is waited for. The counters are looked at through `meter`, so that it can add looks of its own.
+    pub(crate) async fn timed(
         &self,
-        operations: Option<u64>,
+        plan: &Arc<Plan>,
         watch: Option<Arc<OutageWatch>>,
         live: &Live,
         meter: &RefCell<Meter>,
+        log: Option<&mut Log>,
         meanwhile: impl AsyncFnOnce(PhaseClock) -> anyhow::Result<()>,
     ) -> anyhow::Result<Measured> {
-        let args = &self.args;
-        let (until, window) = match operations {
-            Some(total) => (Until::operations(total), None),
-            None => (Until::Time(args.window()), Some(args.window())),
-        };
-        let job = Mixed {
+        let mut choosers = Vec::new();
+        for step in plan.steps() {
+            let spec = step.workload.as_ref().unwrap_or(&self.subject.spec);
+            supported(&self.connect, spec)?;
+            choosers.push(Chooser::new(spec, self.subject.records));
+        }
+        let job = Timed {
             writing: self.writing.clone(),
-            chooser: Chooser::new(args.workload, args.records, args.theta),
-            seed: args.seed,
-            until,
+            plan: plan.clone(),
+            choosers,
+            population: self.population.clone(),
+            seed: self.subject.seed,
             watch,
         };
-        let goal = self.mixed_goal(operations);
-        let (outcome, cpu) = self.measured(Arc::new(job), goal, live, meter, meanwhile).await?;
-        Ok(self.report(outcome, window, cpu, &meter.borrow()))
+        self.measured(&Arc::new(job), goal(plan), Some(plan), live, meter, log, meanwhile).await
     }
 
-    /// How far the timed phase goes.
-    pub(crate) fn mixed_goal(&self, operations: Option<u64>) -> Goal {
-        operations.map_or(Goal::Time(self.args.window()), Goal::Operations)
+    /// Reads the records `first`..`end` back and holds them against what was acknowledged; gives how many could not be
+    /// read.
+    pub(crate) async fn read_back(&self, first: u64, end: u64) -> anyhow::Result<(Measured, u64)> {
+        let goal = Goal::Operations(end - first);
+        let job = Arc::new(ReadBack::new(self.writing.clone(), first, end));
+        let live = Live::new("read back", goal);
+        let meter = RefCell::new(Meter::default());
+        let measured = self.measured(&job, goal, None, &live, &meter, None, async |_| Ok(())).await?;
+        Ok((measured, job.unread()))
     }
 
-    /// Reads every record back.
-    pub(crate) async fn read_back(&self) -> anyhow::Result<VerifyReport> {
-        let goal = Goal::Operations(self.args.records);
-        let job = Arc::new(ReadBack::new(self.writing.ledger.clone()));
-        let phase = Phase::start(self.args.crew(), &self.connect, job.clone()).await?;
-        let outcome = Live::new("read back", goal).follow(phase, goal).await?;
-        Ok(VerifyReport::new(&outcome, self.args.records, job.unread()))
+    /// The same session with other books: for checking in pieces.
+    pub(crate) fn with_books(&mut self, books: Books) {
+        self.writing.books = Arc::new(books);
     }
 
-    /// Runs a phase between two looks at the counters; gives what it came to and our own CPU time.
+    /// Closes what was connected, in order.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        self.crew.stop().context("closing the target")
+    }
+
+    /// Runs a phase between two looks at the counters.
+    #[expect(clippy::too_many_arguments, reason = "what the phases differ in")]
     async fn measured<J: Job>(
         &self,
-        job: Arc<J>,
+        job: &Arc<J>,
         goal: Goal,
+        plan: Option<&Plan>,
         live: &Live,
         meter: &RefCell<Meter>,
+        log: Option<&mut Log>,
         meanwhile: impl AsyncFnOnce(PhaseClock) -> anyhow::Result<()>,
-    ) -> anyhow::Result<(Outcome, Duration)> {
+    ) -> anyhow::Result<Measured> {
         self.look(meter).await;
         let cpu_before = own_cpu();
-        let phase = Phase::start(self.args.crew(), &self.connect, job).await?;
+        let phase = self.crew.begin(job);
         let ended = Rc::new(Notify::new());
         let clock = PhaseClock { started: tokio::time::Instant::now(), ended: ended.clone() };
+        let mut diary = Diary::new(log);
         let follow = async {
-            let outcome = live.follow(phase, goal).await;
+            let followed = self.follow(&phase, goal, plan, live, meter, &mut diary).await;
             ended.notify_one();
-            outcome
+            followed
         };
-        let (outcome, ()) = tokio::try_join!(follow, meanwhile(clock))?;
-        let cpu = own_cpu().saturating_sub(cpu_before);
+        tokio::try_join!(follow, meanwhile(clock))?;
+        live.clear();
+        let outcome = phase.join()?;
+        let client_cpu = own_cpu().saturating_sub(cpu_before);
         self.look(meter).await;
-        Ok((outcome, cpu))
+        let used = meter.borrow().used();
+        Ok(Measured { outcome, used, client_cpu, timeline: diary.timeline, warnings: diary.warnings })
+    }
+
+    /// Watches a phase to its end.
+    async fn follow(
+        &self,
+        phase: &Phase<'_>,
+        goal: Goal,
+        plan: Option<&Plan>,
+        live: &Live,
+        meter: &RefCell<Meter>,
+        diary: &mut Diary<'_>,
+    ) -> anyhow::Result<()> {
+        let mut shown = Shown::new(goal);
+        let mut recent = Recent::new();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = self.interrupt.raised() => phase.stop(EarlyEnd::Interrupted),
+            }
+            if self.interrupt.is_raised() {
+                // The tick is what the loop waits for from here on.
+                looks.tick().await;
+            }
+            let finished = phase.finished();
+            let elapsed = phase.elapsed();
+            diary.stood_still(elapsed, last.elapsed());
+            last = Instant::now();
+            recent.clear();
+            phase.glance(&mut recent);
+            let step = plan.map_or("", |plan| plan.at(elapsed));
+            live.show(&mut shown, elapsed, step, &recent);
+            diary.recent.add(&recent);
+            if diary.is_due(elapsed) || finished {
+                let looks = if finished { Vec::new() } else { self.connect.looks().await };
+                for (node, look) in looks {
+                    meter.borrow_mut().look(node, look);
+                }
+                diary.write(elapsed, step, &meter.borrow().used(), own_cpu())?;
+            }
+            if finished {
+                return Ok(());
+            }
+        }
     }
 
     /// Looks at all nodes' counters. One that was looked at before and does not answer now (it was just started
@@ -137,20 +263,153 @@ impl Session {
     async fn look(&self, meter: &RefCell<Meter>) {
         let begun = tokio::time::Instant::now();
         loop {
-            let counters = self.cluster.counters().await;
+            let looks = self.connect.looks().await;
             let expected = meter.borrow().nodes();
-            let missing = expected.iter().any(|node| counters.iter().all(|(known, _)| known != node));
-            if !missing || begun.elapsed() >= LOOK_LIMIT {
+            let missing = expected.iter().any(|node| looks.iter().all(|(known, _)| known != node));
+            if !missing || begun.elapsed() >= COUNTERS_LIMIT || self.interrupt.is_raised() {
                 let mut meter = meter.borrow_mut();
-                return counters.into_iter().for_each(|(node, counters)| meter.look(node, counters));
+                return looks.into_iter().for_each(|(node, look)| meter.look(node, look));
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(COUNTERS_PAUSE).await;
+        }
+    }
+}
+
+/// How far the timed phase goes.
+pub(crate) fn goal(plan: &Plan) -> Goal {
+    match (plan.length(), plan.steps().last().map(|step| step.bound)) {
+        (None, Some(Bound::Operations(operations))) => Goal::Operations(operations),
+        (length, _) => Goal::Time(length.unwrap_or_default()),
+    }
+}
+
+/// Refuses a workload that asks for what the target cannot do.
+pub(crate) fn supported<C: Connect>(connect: &C, spec: &Spec) -> anyhow::Result<()> {
+    let missing: Vec<String> = spec
+        .needs()
+        .into_iter()
+        .filter(|need| !connect.can(*need))
+        .map(|need: Ability| need.to_string())
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "unsupported: workload '{}' needs {}, which this target cannot do",
+            spec.name,
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// What is written down of a phase while it runs.
+struct Diary<'a> {
+    started: Instant,
+    wall: SystemTime,
+    recent: Recent,
+    written: Duration,
+    /// Bytes of keys and values acknowledged so far.
+    user_bytes: u64,
+    cpu_before: Duration,
+    timeline: Vec<Second>,
+    warnings: Vec<String>,
+    log: Option<&'a mut Log>,
+}
+
+impl<'a> Diary<'a> {
+    fn new(log: Option<&'a mut Log>) -> Self {
+        Diary {
+            started: Instant::now(),
+            wall: SystemTime::now(),
+            recent: Recent::new(),
+            written: Duration::ZERO,
+            user_bytes: 0,
+            cpu_before: own_cpu(),
+            timeline: Vec::new(),
+            warnings: Vec::new(),
+            log,
         }
     }
 
-    fn report(&self, outcome: Outcome, window: Option<Duration>, cpu: Duration, meter: &Meter) -> Measured {
-        let servers = ServersReport::new(meter.used(), outcome.tally.operations());
-        Measured { report: PhaseReport::new(&outcome, window, cpu, servers), early: outcome.early }
+    /// Whether a second is full.
+    fn is_due(&self, elapsed: Duration) -> bool {
+        elapsed.saturating_sub(self.written) >= Duration::from_secs(1)
+    }
+
+    /// Notes the second that ends now.
+    fn write(
+        &mut self,
+        elapsed: Duration,
+        step: &str,
+        used: &BTreeMap<u64, Used>,
+        own_cpu: Duration,
+    ) -> anyhow::Result<()> {
+        let length = elapsed.saturating_sub(self.written);
+        if length.is_zero() {
+            return Ok(());
+        }
+        let (reads, writes) = (&self.recent.reads, &self.recent.writes);
+        let us = |histogram: &hdrhistogram::Histogram<u64>, quantile| {
+            (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile) as f64 / 1e3)
+        };
+        self.user_bytes += self.recent.written_bytes;
+        let servers_cpu = sum(used.values(), |used| used.counters.cpu_us).map(Duration::from_micros);
+        let second = Second {
+            at_seconds: elapsed.as_secs_f64(),
+            seconds: length.as_secs_f64(),
+            step: step.to_owned(),
+            operations: self.recent.operations(),
+            failed: self.recent.failed,
+            reads: reads.len(),
+            writes: writes.len(),
+            read_p50_us: us(reads, 0.5),
+            read_p99_us: us(reads, 0.99),
+            write_p50_us: us(writes, 0.5),
+            write_p99_us: us(writes, 0.99),
+            device_written_bytes: sum(used.values(), |used| {
+                used.counters.device_written_bytes.or(used.counters.proc_write_bytes)
+            }),
+            // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
+            user_bytes: sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes))),
+            cpu_seconds: Some(servers_cpu.unwrap_or(own_cpu.saturating_sub(self.cpu_before)).as_secs_f64()),
+            resident_bytes: sum(used.values(), |used| used.gauges.resident_bytes),
+        };
+        if let Some(log) = &mut self.log {
+            log.interval("read", self.written, length, reads)?;
+            log.interval("write", self.written, length, writes)?;
+        }
+        self.timeline.push(second);
+        self.recent.clear();
+        self.written = elapsed;
+        let drift = drift(self.wall.elapsed().ok(), self.started.elapsed());
+        if drift > CLOCK_JUMP {
+            self.warnings.push(format!(
+                "the wall clock jumped by {:.1} s at {:.0} s: times of day are off, latencies are not (they go by the monotonic clock)",
+                drift.as_secs_f64(),
+                elapsed.as_secs_f64()
+            ));
+            // Once for each jump.
+            (self.wall, self.started) = (SystemTime::now(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Notes that the load generator itself was not run for a while.
+    fn stood_still(&mut self, elapsed: Duration, gap: Duration) {
+        if gap >= STANDSTILL {
+            self.warnings.push(format!(
+                "the load generator stood still for {:.1} s at {:.0} s (suspended, or the machine was overloaded): latencies of that moment are its own",
+                gap.as_secs_f64(),
+                elapsed.as_secs_f64()
+            ));
+        }
+    }
+}
+
+/// How far apart two clocks have run; a wall clock before its start (`None`) jumped back by at least that much.
+fn drift(wall: Option<Duration>, monotonic: Duration) -> Duration {
+    match wall {
+        Some(wall) => wall.abs_diff(monotonic),
+        None => Duration::MAX,
     }
 }
 
@@ -174,6 +433,11 @@ impl PhaseClock {
             () = self.ended.notified() => false,
         }
     }
+}
+
+/// Begins an HdrHistogram log, if one is asked for.
+pub(crate) fn begin_log(path: Option<&Path>) -> anyhow::Result<Option<Log>> {
+    path.map(|path| Log::create(path, SystemTime::now())).transpose()
 }
 
 /// A number that tells this process's values from those of other runs over the same data.

@@ -9,7 +9,6 @@
 //! includes log files and lags behind what sits in the page cache; it is there to keep the first honest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -17,6 +16,8 @@ use serde::Serialize;
 pub(crate) const CPU_US: &str = "cpu_us";
 pub(crate) const DEVICE_WRITTEN_BYTES: &str = "device_written_bytes";
 pub(crate) const PROC_WRITE_BYTES: &str = "proc_write_bytes";
+pub(crate) const RSS_BYTES: &str = "rss_bytes";
+pub(crate) const USED_BYTES: &str = "used_bytes";
 pub(crate) const USER_BYTES: &str = "user_bytes";
 
 /// One node's counters at one moment, or their differences over a phase. `None`: the node does not report it.
@@ -64,14 +65,15 @@ impl Counters {
         }
     }
 
-    /// Bytes written to the device per user byte, by the node's own count.
-    pub(crate) fn device_per_user_byte(&self) -> Option<f64> {
-        ratio(self.device_written_bytes?, self.user_bytes?)
+    /// Bytes written to the device per user byte, by the node's own count. `written` stands in for the user's bytes
+    /// where the node does not count them: what was acknowledged to this program.
+    pub(crate) fn device_per_user_byte(&self, written: u64) -> Option<f64> {
+        ratio(self.device_written_bytes?, self.user_bytes.unwrap_or(written))
     }
 
     /// Bytes written per user byte, by the kernel's count.
-    pub(crate) fn proc_per_user_byte(&self) -> Option<f64> {
-        ratio(self.proc_write_bytes?, self.user_bytes?)
+    pub(crate) fn proc_per_user_byte(&self, written: u64) -> Option<f64> {
+        ratio(self.proc_write_bytes?, self.user_bytes.unwrap_or(written))
     }
 }
 
@@ -90,11 +92,24 @@ struct NodeMeter {
     /// What the next look is subtracted from; `None`: the node has not been seen since the phase began.
     last: Option<Counters>,
     used: Option<Counters>,
+    gauges: Gauges,
+}
+
+/// What one node used in a phase, and what it held at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(crate) struct Used {
+    /// Differences over the phase.
+    #[serde(flatten)]
+    pub(crate) counters: Counters,
+    /// At its end; memory at its fullest.
+    #[serde(flatten)]
+    pub(crate) gauges: Gauges,
 }
 
 impl Meter {
-    /// A look at a node's counters. The first look at a node starts its measurement.
-    pub(crate) fn look(&mut self, node: u64, now: Counters) {
+    /// A look at a node. The first one starts its measurement.
+    pub(crate) fn look(&mut self, node: u64, look: Look) {
+        let now = look.counters;
         let meter = self.nodes.entry(node).or_default();
         if let Some(last) = meter.last {
             let piece = now.combine(last, u64::saturating_sub);
@@ -104,6 +119,9 @@ impl Meter {
             });
         }
         meter.last = Some(now);
+        let most = meter.gauges.resident_max_bytes;
+        let most = most.max(look.gauges.resident_max_bytes).max(look.gauges.resident_bytes);
+        meter.gauges = Gauges { resident_max_bytes: most, ..look.gauges };
     }
 
     /// The node's process was started anew: its counters begin at zero again.
@@ -122,16 +140,21 @@ impl Meter {
         self.nodes.keys().copied().collect()
     }
 
-    /// Differences per node, for those that were seen at both ends.
-    pub(crate) fn used(&self) -> BTreeMap<u64, Counters> {
-        self.nodes.iter().filter_map(|(node, meter)| Some((*node, meter.used?))).collect()
+    /// What each node used so far, of those that were seen at both ends.
+    pub(crate) fn used(&self) -> BTreeMap<u64, Used> {
+        self.nodes
+            .iter()
+            .filter_map(|(node, meter)| Some((*node, Used { counters: meter.used?, gauges: meter.gauges })))
+            .collect()
     }
 }
 
-/// Sum of the nodes' CPU time; `None` if no node reports it.
-pub(crate) fn cpu(used: &BTreeMap<u64, Counters>) -> Option<Duration> {
-    let known: Vec<u64> = used.values().filter_map(|counters| counters.cpu_us).collect();
-    (!known.is_empty()).then(|| Duration::from_micros(known.iter().sum()))
+/// Sum over the nodes of what is known; `None` if no node knows it.
+pub(crate) fn sum<'a>(
+    used: impl IntoIterator<Item = &'a Used>,
+    of: impl Fn(&Used) -> Option<u64>,
+) -> Option<u64> {
+    used.into_iter().filter_map(of).fold(None, |sum, part| Some(sum.unwrap_or(0) + part))
 }
 
 /// Mean and maximum over the nodes of a ratio.
@@ -154,35 +177,58 @@ mod tests {
         }
     }
 
+    fn look(cpu_us: u64, device: u64, user: u64) -> Look {
+        Look { counters: counters(cpu_us, device, user), gauges: Gauges::default() }
+    }
+
     #[test]
     fn differences_over_a_phase() {
         let mut meter = Meter::default();
-        meter.look(1, counters(1_000, 500, 400));
-        meter.look(2, counters(9, 9, 9));
+        meter.look(1, look(1_000, 500, 400));
+        meter.look(2, look(9, 9, 9));
         assert!(meter.used().is_empty(), "one look is no difference");
-        meter.look(1, counters(4_000, 1_700, 1_400));
+        meter.look(1, look(4_000, 1_700, 1_400));
         let used = meter.used();
         assert_eq!(used.keys().collect::<Vec<_>>(), [&1]);
-        assert_eq!(used[&1], counters(3_000, 1_200, 1_000));
-        assert_eq!(used[&1].device_per_user_byte(), Some(1.2));
-        assert_eq!(used[&1].proc_per_user_byte(), None);
-        assert_eq!(cpu(&used), Some(Duration::from_micros(3_000)));
+        assert_eq!(used[&1].counters, counters(3_000, 1_200, 1_000));
+        assert_eq!(used[&1].counters.device_per_user_byte(9), Some(1.2));
+        assert_eq!(used[&1].counters.proc_per_user_byte(9), None);
+        assert_eq!(sum(used.values(), |used| used.counters.cpu_us), Some(3_000));
+        assert_eq!(sum(used.values(), |used| used.counters.proc_write_bytes), None);
     }
 
     /// A node killed in the middle: its two lives add up, and the counters' fall is no negative use.
     #[test]
     fn a_restarted_node_is_measured_in_pieces() {
         let mut meter = Meter::default();
-        meter.look(1, counters(100, 100, 100));
-        meter.look(1, counters(150, 180, 160));
+        meter.look(1, look(100, 100, 100));
+        meter.look(1, look(150, 180, 160));
         meter.restarted(1);
-        meter.look(1, counters(30, 20, 10));
-        assert_eq!(meter.used()[&1], counters(80, 100, 70));
+        meter.look(1, look(30, 20, 10));
+        assert_eq!(meter.used()[&1].counters, counters(80, 100, 70));
+    }
+
+    #[test]
+    fn memory_is_kept_at_its_fullest() {
+        let mut meter = Meter::default();
+        for resident in [10, 30, 20] {
+            let gauges = Gauges { resident_bytes: Some(resident), ..Gauges::default() };
+            meter.look(1, Look { counters: counters(0, 0, 0), gauges });
+        }
+        let gauges = meter.used()[&1].gauges;
+        assert_eq!((gauges.resident_bytes, gauges.resident_max_bytes), (Some(20), Some(30)));
+    }
+
+    #[test]
+    fn who_does_not_count_the_users_bytes_is_told() {
+        let silent = Counters { user_bytes: None, proc_write_bytes: Some(300), ..counters(0, 200, 0) };
+        assert_eq!(silent.device_per_user_byte(100), Some(2.0));
+        assert_eq!(silent.proc_per_user_byte(100), Some(3.0));
     }
 
     #[test]
     fn nothing_written_has_no_ratio() {
-        assert_eq!(counters(1, 100, 0).device_per_user_byte(), None);
+        assert_eq!(counters(1, 100, 0).device_per_user_byte(5), None);
         assert_eq!(mean_and_max([None, None].into_iter()), None);
         assert_eq!(mean_and_max([Some(1.0), None, Some(2.0)].into_iter()), Some((1.5, 2.0)));
     }

@@ -4,3 +4,4 @@ pub(crate) mod meter;
 pub(crate) mod outage;
 pub(crate) mod process;
 pub(crate) mod tally;
+pub(crate) mod timeline;

@@ -1,30 +1,48 @@
-//! What came out: one structure, printed as tables and written as JSON.
+//! What came out: one structure, printed as tables and written as JSON, CSV, HdrHistogram log and a page with charts.
 //!
 //! The JSON's keys are stable: keys may be added, none changes its meaning or unit while `format` stays the same.
-//! Units are in the names (`_us`, `_seconds`, `_bytes`); what could not be measured is `null`.
+//! Units are in the names (`_us`, `_seconds`, `_bytes`); what could not be measured or did not occur is `null`.
 //!
 //! ```text
-//! format, command ("demo" | "run"), version, ok
-//! ended_early             why the run was cut short, or null
-//! settings                workload, theta, records, value_bytes, connections, threads, seed,
-//!                         seconds or operations (what the timed phase was bounded by), nodes, shards (demo only)
+//! format, command ("demo" | "run" | "verify"), version, ok
+//! partial                 the run was cut short: what is here is what was measured until then
+//! ended_early             why, or null
+//! warnings                what makes the numbers doubtful
+//! machine                 cpu, cores, memory, kernel, device, date, command line
+//! settings                target, mode, config (embedded targets), workload (as data), records, clients, connections,
+//!                         threads, pinned_to, seed, profile (the steps' paces), warmup_seconds, seconds or operations (what bounds the
+//!                         timed phase), target_settings, nodes, shards (demo only)
 //! load, run               a phase, or null if it was not run:
 //!   seconds, operations, ops_per_second
-//!   reads, updates        count, mean_us, p50_us, p99_us, p999_us, max_us
+//!   records, written_bytes  records read or written; bytes of keys and values whose writing was acknowledged
+//!   reads, updates, inserts, scans, read_modify_writes, multi_gets, batches
+//!                         count, mean_us, p50_us, p99_us, p999_us, max_us
+//!   lag                   the same, of how late operations of open steps were sent (part of their latency)
+//!   unsent                operations that were due and never sent
 //!   failures              operations that failed after the client's own retries: kind -> count, first message
 //!   broken_promises       kind -> count (lost, stale, damaged values seen by reads of that phase)
 //!   not_found             reads of records that were never acknowledged and are not there
-//!   per_second            successful operations in each second
-//!   client_cpu_seconds
+//!   per_second            successful operations in each second, warm-up included
+//!   steps                 name, pace, measured, starts_seconds, and the same numbers as the phase; offered_per_second
+//!   timeline              second by second: see `measure/timeline.rs`
+//!   client_cpu_seconds    of this process: an embedded target's is part of it
 //!   servers               cpu_seconds, cpu_seconds_per_million_ops,
 //!                         device_bytes_per_user_byte, proc_bytes_per_user_byte (each mean and max over the nodes),
-//!                         nodes: node -> cpu_us, device_written_bytes, proc_write_bytes, user_bytes
+//!                         nodes: node -> cpu_us, device_written_bytes, proc_write_bytes, user_bytes,
+//!                         resident_bytes, resident_max_bytes, occupied_bytes
+//! space_amplification     bytes that the store occupies after the last phase / bytes of live keys and values; mean over
+//!                         the nodes
+//! device                  the probe's cell that is nearest to the run, its ops_per_second, and our share of it
 //! outages                 per kill: node, at_seconds, partitions, max_ms, mean_ms, down_ms
 //! verify                  records, intact, lost, unread, not_written, seconds, broken_promises, examples
 //! ```
 
+pub(crate) mod csv;
 pub(crate) mod figures;
+pub(crate) mod hlog;
+pub(crate) mod machine;
 pub(crate) mod progress;
+pub(crate) mod tables;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,60 +50,61 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{Cell, CellAlignment, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::cli::LoadArgs;
-use crate::load::runner::Outcome;
-use crate::measure::meter::{self, Counters};
+use crate::load::plan::{Bound, Plan, Step};
+use crate::load::session::{Measured, Subject};
+use crate::measure::meter::{self, Counters, Used};
 use crate::measure::outage::Outage;
-use crate::measure::tally::Tally;
-use crate::report::figures::{count, latency};
+use crate::measure::tally::{ByKind, Counts, Fault, Kind};
+use crate::measure::timeline::Second;
+use crate::report::machine::Machine;
 use crate::target::FailureKind;
-use crate::workload::Workload;
+use crate::workload::spec::Spec;
 
 /// Version of the JSON's structure.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Everything a run came to.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Version of this structure.
     pub(crate) format: u32,
-    /// Which command made it.
     pub(crate) command: &'static str,
-    /// Version of the load generator.
     pub(crate) version: &'static str,
     /// Nothing acknowledged was lost, and everything asked for was done.
     pub(crate) ok: bool,
-    /// Why it was cut short.
+    pub(crate) partial: bool,
     pub(crate) ended_early: Option<String>,
-    /// What was asked for.
+    pub(crate) warnings: Vec<String>,
+    pub(crate) machine: Machine,
     pub(crate) settings: Settings,
-    /// The load phase.
     pub(crate) load: Option<PhaseReport>,
-    /// The timed phase.
     pub(crate) run: Option<PhaseReport>,
-    /// The kills.
+    pub(crate) space_amplification: Option<f64>,
+    pub(crate) device: Option<DeviceShare>,
     pub(crate) outages: Vec<OutageReport>,
-    /// The read-back.
     pub(crate) verify: Option<VerifyReport>,
 }
 
 /// What was asked for.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Settings {
-    pub(crate) workload: Workload,
-    pub(crate) theta: f64,
+    pub(crate) target: &'static str,
+    pub(crate) mode: Option<&'static str>,
+    pub(crate) config: Option<&'static str>,
+    pub(crate) workload: Spec,
     pub(crate) records: u64,
-    pub(crate) value_bytes: u64,
+    pub(crate) clients: u32,
     pub(crate) connections: u32,
     pub(crate) threads: u32,
-    pub(crate) seconds: Option<u64>,
-    pub(crate) operations: Option<u64>,
+    pub(crate) pinned_to: Vec<usize>,
     pub(crate) seed: u64,
+    pub(crate) profile: Vec<String>,
+    pub(crate) warmup_seconds: f64,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) operations: Option<u64>,
+    pub(crate) target_settings: BTreeMap<String, String>,
     pub(crate) nodes: Option<u32>,
     pub(crate) shards: Option<u32>,
 }
@@ -93,17 +112,53 @@ pub(crate) struct Settings {
 /// One phase in numbers.
 #[derive(Debug, Serialize)]
 pub(crate) struct PhaseReport {
+    #[serde(flatten)]
+    pub(crate) numbers: Numbers,
+    pub(crate) per_second: Vec<u64>,
+    pub(crate) steps: Vec<StepReport>,
+    pub(crate) timeline: Vec<Second>,
+    pub(crate) client_cpu_seconds: f64,
+    pub(crate) servers: Option<ServersReport>,
+    /// The whole distribution, for charts.
+    #[serde(skip)]
+    pub(crate) latencies: ByKind,
+    /// Some of the broken promises, in words.
+    #[serde(skip)]
+    pub(crate) fault_examples: Vec<String>,
+}
+
+/// What was counted in a phase or a step.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Numbers {
     pub(crate) seconds: f64,
     pub(crate) operations: u64,
     pub(crate) ops_per_second: f64,
-    pub(crate) reads: LatencyReport,
-    pub(crate) updates: LatencyReport,
+    pub(crate) records: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) reads: Option<LatencyReport>,
+    pub(crate) updates: Option<LatencyReport>,
+    pub(crate) inserts: Option<LatencyReport>,
+    pub(crate) scans: Option<LatencyReport>,
+    pub(crate) read_modify_writes: Option<LatencyReport>,
+    pub(crate) multi_gets: Option<LatencyReport>,
+    pub(crate) batches: Option<LatencyReport>,
+    pub(crate) lag: Option<LatencyReport>,
+    pub(crate) unsent: u64,
     pub(crate) failures: BTreeMap<FailureKind, FailureReport>,
     pub(crate) broken_promises: BTreeMap<&'static str, u64>,
     pub(crate) not_found: u64,
-    pub(crate) per_second: Vec<u64>,
-    pub(crate) client_cpu_seconds: f64,
-    pub(crate) servers: Option<ServersReport>,
+}
+
+/// One step of the timed phase.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct StepReport {
+    pub(crate) name: String,
+    pub(crate) pace: String,
+    pub(crate) measured: bool,
+    pub(crate) starts_seconds: f64,
+    pub(crate) offered_per_second: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) numbers: Numbers,
 }
 
 /// Latencies of one kind of operation, successful ones only.
@@ -124,14 +179,14 @@ pub(crate) struct FailureReport {
     pub(crate) example: String,
 }
 
-/// What a phase cost the servers.
+/// What a phase cost the processes behind the target.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ServersReport {
     pub(crate) cpu_seconds: Option<f64>,
     pub(crate) cpu_seconds_per_million_ops: Option<f64>,
     pub(crate) device_bytes_per_user_byte: Option<MeanAndMax>,
     pub(crate) proc_bytes_per_user_byte: Option<MeanAndMax>,
-    pub(crate) nodes: BTreeMap<u64, Counters>,
+    pub(crate) nodes: BTreeMap<u64, Used>,
 }
 
 /// A ratio over the nodes.
@@ -139,6 +194,16 @@ pub(crate) struct ServersReport {
 pub(crate) struct MeanAndMax {
     pub(crate) mean: f64,
     pub(crate) max: f64,
+}
+
+/// The run beside what the device gave the probe.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct DeviceShare {
+    /// Which of the probe's cells: sizes, depth, mix.
+    pub(crate) cell: String,
+    pub(crate) ops_per_second: f64,
+    /// Our operations / the probe's.
+    pub(crate) share: f64,
 }
 
 /// One kill.
@@ -158,7 +223,7 @@ pub(crate) struct OutageReport {
 }
 
 /// The read-back.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct VerifyReport {
     /// Records that were looked for.
     pub(crate) records: u64,
@@ -176,30 +241,55 @@ pub(crate) struct VerifyReport {
 }
 
 impl Settings {
-    /// What these arguments ask for; the number of operations if that is the bound, nodes and shards if they are ours.
-    pub(crate) fn new(args: &LoadArgs, operations: Option<u64>, cluster: Option<(u32, u32)>) -> Self {
+    /// What these arguments ask of a target.
+    pub(crate) fn new(
+        subject: &Subject,
+        plan: &Plan,
+        target: &'static str,
+        target_settings: Vec<(String, String)>,
+    ) -> Self {
+        let length_of = |measured: bool| -> Duration {
+            let steps = plan.steps().iter().filter(|step| step.measured == measured);
+            let lengths = steps.map(|step| match step.bound {
+                Bound::Time(length) => length,
+                Bound::Operations(_) => Duration::ZERO,
+            });
+            lengths.sum()
+        };
+        let operations = plan.steps().iter().find_map(|step| match step.bound {
+            Bound::Operations(operations) => Some(operations),
+            Bound::Time(_) => None,
+        });
         Settings {
-            workload: args.workload,
-            theta: args.theta,
-            records: args.records,
-            value_bytes: args.value_size as u64,
-            connections: args.connections,
-            threads: args.threads,
-            seconds: operations.is_none().then_some(args.seconds),
+            target,
+            mode: None,
+            config: None,
+            workload: subject.spec.clone(),
+            records: subject.records,
+            clients: subject.shape.workers,
+            connections: subject.shape.connections,
+            threads: subject.shape.threads,
+            pinned_to: subject.shape.cpus.clone(),
+            seed: subject.seed,
+            profile: plan
+                .steps()
+                .iter()
+                .filter(|step| step.measured)
+                .map(|step| step.pace.to_string())
+                .collect(),
+            warmup_seconds: length_of(false).as_secs_f64(),
+            seconds: operations.is_none().then(|| length_of(true).as_secs_f64()),
             operations,
-            seed: args.seed,
-            nodes: cluster.map(|(nodes, _)| nodes),
-            shards: cluster.map(|(_, shards)| shards),
+            target_settings: target_settings.into_iter().collect(),
+            nodes: None,
+            shards: None,
         }
     }
 }
 
-fn us(ns: u64) -> f64 {
-    ns as f64 / 1e3
-}
-
 impl From<&Histogram<u64>> for LatencyReport {
     fn from(ns: &Histogram<u64>) -> Self {
+        let us = |ns: u64| ns as f64 / 1e3;
         LatencyReport {
             count: ns.len(),
             mean_us: ns.mean() / 1e3,
@@ -211,44 +301,50 @@ impl From<&Histogram<u64>> for LatencyReport {
     }
 }
 
-fn broken_promises(tally: &Tally) -> BTreeMap<&'static str, u64> {
-    tally.faults.iter().map(|(fault, count)| (fault.words(), *count)).collect()
-}
-
-impl PhaseReport {
-    /// A phase that was to last `window` (`None`: until its work was done), with what it cost.
-    pub(crate) fn new(
-        outcome: &Outcome,
-        window: Option<Duration>,
-        client_cpu: Duration,
-        servers: Option<ServersReport>,
-    ) -> Self {
-        let tally = &outcome.tally;
+impl Numbers {
+    /// These counts, of a time that was to last `window` (`None`: until its work was done), which began at `starts`
+    /// from the phase's start.
+    fn new(counts: &Counts, window: Option<Duration>, starts: Duration, unsent: u64) -> Self {
         // Operations that ended after the window have latencies, but no part in its throughput.
         let (seconds, counted) = match window {
-            Some(window) if outcome.early.is_none() => {
-                (window.as_secs_f64(), tally.operations_within(window))
-            }
-            _ => (tally.last.as_secs_f64(), tally.operations()),
+            Some(window) => (window.as_secs_f64(), counts.in_time),
+            None => (counts.last.saturating_sub(starts).as_secs_f64(), counts.operations()),
         };
-        PhaseReport {
+        let of = |kind| counts.latencies.get(kind).map(LatencyReport::from);
+        let failure = |(kind, failures): (&FailureKind, &crate::measure::tally::FailureTally)| {
+            (*kind, FailureReport { count: failures.count, example: failures.example.clone() })
+        };
+        Numbers {
             seconds,
-            operations: tally.operations(),
+            operations: counts.operations(),
             ops_per_second: if seconds > 0.0 { counted as f64 / seconds } else { 0.0 },
-            reads: (&tally.reads).into(),
-            updates: (&tally.updates).into(),
-            failures: tally
-                .failures
-                .iter()
-                .map(|(kind, failures)| {
-                    (*kind, FailureReport { count: failures.count, example: failures.example.clone() })
-                })
-                .collect(),
-            broken_promises: broken_promises(tally),
-            not_found: tally.not_found,
-            per_second: tally.per_second.clone(),
-            client_cpu_seconds: client_cpu.as_secs_f64(),
-            servers,
+            records: counts.records,
+            written_bytes: counts.written_bytes,
+            reads: of(Kind::Read),
+            updates: of(Kind::Update),
+            inserts: of(Kind::Insert),
+            scans: of(Kind::Scan),
+            read_modify_writes: of(Kind::ReadModifyWrite),
+            multi_gets: of(Kind::MultiGet),
+            batches: of(Kind::Batch),
+            lag: counts.lag.as_deref().map(LatencyReport::from),
+            unsent,
+            failures: counts.failures.iter().map(failure).collect(),
+            broken_promises: broken_promises(&counts.faults),
+            not_found: counts.not_found,
+        }
+    }
+
+    /// The latencies of a kind.
+    pub(crate) fn of(&self, kind: Kind) -> Option<&LatencyReport> {
+        match kind {
+            Kind::Read => self.reads.as_ref(),
+            Kind::Update => self.updates.as_ref(),
+            Kind::Insert => self.inserts.as_ref(),
+            Kind::Scan => self.scans.as_ref(),
+            Kind::ReadModifyWrite => self.read_modify_writes.as_ref(),
+            Kind::MultiGet => self.multi_gets.as_ref(),
+            Kind::Batch => self.batches.as_ref(),
         }
     }
 
@@ -258,15 +354,94 @@ impl PhaseReport {
     }
 }
 
+fn broken_promises(faults: &BTreeMap<Fault, u64>) -> BTreeMap<&'static str, u64> {
+    faults.iter().map(|(fault, count)| (fault.words(), *count)).collect()
+}
+
+impl PhaseReport {
+    /// A phase without steps: it lasts until its work is done.
+    pub(crate) fn untimed(measured: Measured) -> Self {
+        let counts = measured.outcome.tally.total(|_| true);
+        let numbers = Numbers::new(&counts, None, Duration::ZERO, 0);
+        PhaseReport::assembled(measured, counts, numbers, Vec::new())
+    }
+
+    /// The timed phase.
+    pub(crate) fn timed(measured: Measured, plan: &Plan) -> Self {
+        let tally = &measured.outcome.tally;
+        let early = measured.outcome.early.is_some();
+        let ended = measured.outcome.elapsed;
+        let steps: Vec<StepReport> = plan
+            .steps()
+            .iter()
+            .enumerate()
+            .map(|(number, step)| {
+                let counts = tally.step(number);
+                let window = step_window(step, early.then_some(ended));
+                // What would have been due after the end of a phase that was cut short is not held against anyone.
+                let unsent = if early { 0 } else { step.unsent() };
+                StepReport {
+                    name: step.name.clone(),
+                    pace: step.pace.to_string(),
+                    measured: step.measured,
+                    starts_seconds: step.starts.as_secs_f64(),
+                    offered_per_second: step
+                        .offered()
+                        .zip(step_window(step, None))
+                        .map(|(offered, window)| offered as f64 / window.as_secs_f64()),
+                    numbers: Numbers::new(&counts, window, step.starts, unsent),
+                }
+            })
+            .collect();
+        let of_measured = |number: usize| plan.steps().get(number).is_some_and(|step| step.measured);
+        let counts = tally.total(of_measured);
+        let measured_steps = || steps.iter().filter(|step| step.measured);
+        let starts = measured_steps().next().map_or(0.0, |step| step.starts_seconds);
+        let window = plan
+            .length()
+            .is_some()
+            .then(|| Duration::from_secs_f64(measured_steps().map(|step| step.numbers.seconds).sum::<f64>()));
+        let unsent = measured_steps().map(|step| step.numbers.unsent).sum();
+        let numbers = Numbers::new(&counts, window, Duration::from_secs_f64(starts), unsent);
+        PhaseReport::assembled(measured, counts, numbers, steps)
+    }
+
+    fn assembled(measured: Measured, counts: Counts, numbers: Numbers, steps: Vec<StepReport>) -> Self {
+        // The servers worked in the warm-up too: what they used is divided by all that they did.
+        let all = measured.outcome.tally.total(|_| true);
+        let servers = ServersReport::new(measured.used, all.operations(), all.written_bytes);
+        PhaseReport {
+            numbers,
+            per_second: measured.outcome.tally.per_second.clone(),
+            steps,
+            timeline: measured.timeline,
+            client_cpu_seconds: measured.client_cpu.as_secs_f64(),
+            servers,
+            latencies: counts.latencies,
+            fault_examples: counts.fault_examples,
+        }
+    }
+}
+
+/// How long a step lasted that is bound by time, in a phase that may have been cut short.
+fn step_window(step: &Step, cut_at: Option<Duration>) -> Option<Duration> {
+    let ends = step.ends()?;
+    let ends = cut_at.map_or(ends, |cut| cut.clamp(step.starts, ends));
+    Some(ends - step.starts)
+}
+
 impl ServersReport {
-    /// The nodes' use of a phase of `operations` operations; `None` if no node could be measured.
-    pub(crate) fn new(nodes: BTreeMap<u64, Counters>, operations: u64) -> Option<Self> {
+    /// The nodes' use of a phase of `operations` operations that wrote `written` bytes; `None` if no node could be
+    /// measured.
+    pub(crate) fn new(nodes: BTreeMap<u64, Used>, operations: u64, written: u64) -> Option<Self> {
         if nodes.is_empty() {
             return None;
         }
-        let cpu_seconds = meter::cpu(&nodes).map(|cpu| cpu.as_secs_f64());
-        let over_nodes = |ratio: fn(&Counters) -> Option<f64>| {
-            meter::mean_and_max(nodes.values().map(ratio)).map(|(mean, max)| MeanAndMax { mean, max })
+        let cpu_us = meter::sum(nodes.values(), |used| used.counters.cpu_us);
+        let cpu_seconds = cpu_us.map(|cpu_us| cpu_us as f64 / 1e6);
+        let over_nodes = |ratio: fn(&Counters, u64) -> Option<f64>| {
+            meter::mean_and_max(nodes.values().map(|used| ratio(&used.counters, written)))
+                .map(|(mean, max)| MeanAndMax { mean, max })
         };
         Some(ServersReport {
             cpu_seconds,
@@ -277,6 +452,17 @@ impl ServersReport {
             proc_bytes_per_user_byte: over_nodes(Counters::proc_per_user_byte),
             nodes,
         })
+    }
+
+    /// Bytes occupied, mean over the nodes that tell.
+    pub(crate) fn occupied_bytes(&self) -> Option<f64> {
+        let known: Vec<u64> = self.nodes.values().filter_map(|used| used.gauges.occupied_bytes).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<u64>() as f64 / known.len() as f64)
+    }
+
+    /// Resident memory at its fullest, all nodes.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        meter::sum(self.nodes.values(), |used| used.gauges.resident_max_bytes)
     }
 }
 
@@ -296,20 +482,21 @@ impl OutageReport {
 }
 
 impl VerifyReport {
-    /// A read-back of `records` records, `unread` of which could not be read.
-    pub(crate) fn new(outcome: &Outcome, records: u64, unread: u64) -> Self {
-        let tally = &outcome.tally;
-        let lost = tally.broken();
-        VerifyReport {
-            records,
-            intact: records.saturating_sub(lost + unread + tally.not_found),
-            lost,
-            unread,
-            not_written: tally.not_found,
-            seconds: tally.last.as_secs_f64(),
-            broken_promises: broken_promises(tally),
-            examples: tally.fault_examples.clone(),
+    /// Adds a read-back of `records` records, `unread` of which could not be read.
+    pub(crate) fn add(&mut self, measured: &Measured, records: u64, unread: u64) {
+        let counts = measured.outcome.tally.total(|_| true);
+        let lost = counts.broken();
+        self.records += records;
+        self.intact += records.saturating_sub(lost + unread + counts.not_found);
+        self.lost += lost;
+        self.unread += unread;
+        self.not_written += counts.not_found;
+        self.seconds += measured.outcome.elapsed.as_secs_f64();
+        for (what, count) in broken_promises(&counts.faults) {
+            *self.broken_promises.entry(what).or_insert(0) += count;
         }
+        self.examples.extend(counts.fault_examples.iter().cloned());
+        self.examples.truncate(10);
     }
 
     /// Nothing acknowledged was lost, and everything was looked at.
@@ -319,182 +506,76 @@ impl VerifyReport {
 }
 
 impl Report {
-    /// Empties the file that the report will be written to. That it cannot be written is better said before a long run
-    /// than after; and a run that fails leaves no older run's numbers behind.
-    pub(crate) fn begin_json(path: &Path) -> anyhow::Result<()> {
-        File::create(path)
-            .map(drop)
-            .with_context(|| format!("--json {}: it cannot be written", path.display()))
+    /// The beginning of a report: nothing was measured yet.
+    pub(crate) fn begin(command: &'static str, machine: Machine, settings: Settings) -> Self {
+        Report {
+            format: FORMAT,
+            command,
+            version: env!("CARGO_PKG_VERSION"),
+            ok: false,
+            partial: false,
+            ended_early: None,
+            warnings: Vec::new(),
+            machine,
+            settings,
+            load: None,
+            run: None,
+            space_amplification: None,
+            device: None,
+            outages: Vec::new(),
+            verify: None,
+        }
     }
 
     /// Writes the report as JSON.
     pub(crate) fn write_json(&self, path: &Path) -> anyhow::Result<()> {
-        let mut json = serde_json::to_string_pretty(self).context("cannot turn the report into JSON")?;
-        json.push('\n');
-        std::fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
+        write_json(self, path)
     }
 
     /// Whether nothing acknowledged was missed on the way, and all was there at the end (if it was looked for).
     pub(crate) fn kept_every_promise(&self) -> bool {
-        let phases = [&self.load, &self.run].into_iter().flatten().all(|phase| phase.broken() == 0);
-        phases && self.verify.as_ref().is_none_or(VerifyReport::passed)
+        self.phases().all(|(_, phase)| phase.numbers.broken() == 0)
+            && self.verify.as_ref().is_none_or(VerifyReport::passed)
     }
 
-    /// The report as tables, for people.
-    pub(crate) fn tables(&self) -> String {
-        let mut text = String::new();
-        let mut section = |title: String, table: Table| {
-            text.push_str(&format!("\n{title}\n{table}\n"));
-        };
-        for (name, phase) in [("load", &self.load), ("run", &self.run)] {
-            let Some(phase) = phase else { continue };
-            let title = match name {
-                "load" => format!("Load: {} records", count(self.settings.records)),
-                _ => format!("Run: {}", self.settings.workload),
-            };
-            let title = format!(
-                "{title}, {} in {:.1} s, {} ops/s",
-                operations(phase.operations),
-                phase.seconds,
-                count(phase.ops_per_second.round() as u64)
-            );
-            section(title, latency_table(phase));
-        }
-        section("Summary".to_owned(), self.summary());
-        if let Some(verify) = &self.verify {
-            for example in &verify.examples {
-                text.push_str(&format!("  broken promise: {example}\n"));
-            }
-        }
-        for phase in [&self.load, &self.run].into_iter().flatten() {
-            for (kind, failure) in &phase.failures {
-                text.push_str(&format!("  first '{kind}': {}\n", failure.example));
-            }
-        }
-        text
+    /// The phases that were run, by name.
+    pub(crate) fn phases(&self) -> impl Iterator<Item = (&'static str, &PhaseReport)> {
+        [("load", &self.load), ("run", &self.run)]
+            .into_iter()
+            .filter_map(|(name, phase)| Some((name, phase.as_ref()?)))
     }
 
-    /// What it all means, in a line or two.
-    pub(crate) fn verdict(&self) -> String {
-        let mut text = String::new();
-        if let Some(why) = &self.ended_early {
-            text.push_str(&format!("Ended early: {why}.\n"));
-        }
-        text.push_str(match (&self.verify, self.kept_every_promise()) {
-            (_, false) => {
-                "FAILED: the cluster broke a promise, or not everything could be read back (see above)."
-            }
-            (Some(_), true) => "Every acknowledged write is there.",
-            (None, true) => "No read contradicted an acknowledged write; --verify reads all of them back.",
-        });
-        if self.command == "demo" && self.ok {
-            text.push_str("\nNext: keep a cluster with `terrane local --nodes 3 --dir DIR`, and use it with `terrane put`, `terrane get`, and `terrane-loadgen run`.");
-        }
-        text
+    /// Works out the space amplification: `live` are the bytes of keys and values that a store must hold.
+    pub(crate) fn note_space(&mut self, live: f64) {
+        let last = self.run.as_ref().or(self.load.as_ref());
+        let occupied = last.and_then(|phase| phase.servers.as_ref()?.occupied_bytes());
+        self.space_amplification = occupied.filter(|_| live > 0.0).map(|occupied| occupied / live);
     }
 
-    fn summary(&self) -> Table {
-        let mut table = table();
-        let mut row = |name: &str, value: String| {
-            table.add_row([Cell::new(name), Cell::new(value).set_alignment(CellAlignment::Right)]);
-        };
-        if let Some(run) = self.run.as_ref().filter(|run| run.operations > 0) {
-            row("throughput", format!("{} ops/s", count(run.ops_per_second.round() as u64)));
+    /// What a generator that did not keep up, or a plan that could not be met, means for the numbers.
+    pub(crate) fn note_doubts(&mut self) {
+        let Some(run) = &self.run else { return };
+        for step in run.steps.iter().filter(|step| step.measured && step.numbers.unsent > 0) {
+            self.warnings.push(format!(
+                "step '{}': {} operations were due and never sent: the rate was not reached, and the latencies are lower bounds (more --clients, or a lower rate)",
+                step.name,
+                figures::count(step.numbers.unsent)
+            ));
         }
-        let phases = [("load", &self.load), ("run", &self.run)];
-        for (name, phase) in phases.into_iter().filter_map(|(name, phase)| Some((name, phase.as_ref()?))) {
-            row(&format!("failed operations, {name}"), failures(phase));
-        }
-        for (name, phase) in phases.into_iter().filter_map(|(name, phase)| Some((name, phase.as_ref()?))) {
-            let per_million = |seconds: f64| seconds * 1e6 / phase.operations.max(1) as f64;
-            if let Some(cpu) = phase.servers.as_ref().and_then(|servers| servers.cpu_seconds_per_million_ops)
-            {
-                row(&format!("server CPU per million ops, {name} (all nodes)"), format!("{cpu:.1} s"));
-            }
-            if phase.operations > 0 {
-                let cpu = per_million(phase.client_cpu_seconds);
-                row(&format!("load generator's CPU per million ops, {name}"), format!("{cpu:.1} s"));
-            }
-        }
-        for (name, phase) in phases.into_iter().filter_map(|(name, phase)| Some((name, phase.as_ref()?))) {
-            let Some(servers) = &phase.servers else { continue };
-            if let Some(ratio) = servers.device_bytes_per_user_byte {
-                row(&format!("device bytes per user byte per node, {name}"), mean_and_max(ratio));
-            }
-            if let Some(ratio) = servers.proc_bytes_per_user_byte {
-                row("  the same by the kernel's count", mean_and_max(ratio));
-            }
-        }
-        for outage in &self.outages {
-            let silence = match (outage.mean_ms, outage.max_ms) {
-                (Some(mean), Some(max)) => format!("{mean:.0} ms mean, {max:.0} ms max"),
-                _ if outage.partitions == 0 => "it led nothing".to_owned(),
-                _ => "a partition never answered again".to_owned(),
-            };
-            let (node, at, partitions) = (outage.node, outage.at_seconds, outage.partitions);
-            row(
-                &format!("time without a leader (node {node} killed at {at:.1} s, led {partitions})"),
-                silence,
-            );
-        }
-        if let Some(verify) = &self.verify {
-            let read = verify.records - verify.unread;
-            row("records read back", format!("{} of {}", count(read), count(verify.records)));
-            if verify.not_written > 0 {
-                row("records never acknowledged, not there", count(verify.not_written));
-            }
-            row("acknowledged writes lost", count(verify.lost));
-        }
-        let absent: u64 =
-            phases.into_iter().filter_map(|(_, phase)| phase.as_ref()).map(|phase| phase.not_found).sum();
-        if absent > 0 {
-            row("reads of records that are not there (never loaded?)", count(absent));
-        }
-        let stale: u64 =
-            phases.into_iter().filter_map(|(_, phase)| phase.as_ref()).map(PhaseReport::broken).sum();
-        row("stale, lost or damaged reads on the way", count(stale));
-        table
     }
 }
 
-fn table() -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY);
-    table
+/// Empties a file that will be written to at the end. That it cannot be written is better said before a long run than
+/// after; and a run that fails leaves no older run's numbers behind.
+pub(crate) fn begin_file(option: &str, path: &Path) -> anyhow::Result<()> {
+    File::create(path).map(drop).with_context(|| format!("{option} {}: it cannot be written", path.display()))
 }
 
-fn operations(number: u64) -> String {
-    format!("{} operations", count(number))
-}
-
-fn mean_and_max(ratio: MeanAndMax) -> String {
-    format!("{:.3} mean, {:.3} max", ratio.mean, ratio.max)
-}
-
-fn failures(phase: &PhaseReport) -> String {
-    let kinds: Vec<String> =
-        phase.failures.iter().map(|(kind, failure)| format!("{} {kind}", count(failure.count))).collect();
-    if kinds.is_empty() { "0".to_owned() } else { kinds.join(", ") }
-}
-
-fn latency_table(phase: &PhaseReport) -> Table {
-    let mut table = table();
-    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
-    table.set_header(
-        ["", "operations", "mean", "p50", "p99", "p99.9", "max"].map(|name| right(name.to_owned())),
-    );
-    for (name, latencies) in [("reads", &phase.reads), ("updates", &phase.updates)] {
-        if latencies.count == 0 {
-            continue;
-        }
-        let mut row = vec![Cell::new(name), right(count(latencies.count))];
-        for us in [latencies.mean_us, latencies.p50_us, latencies.p99_us, latencies.p999_us, latencies.max_us]
-        {
-            row.push(right(latency(Duration::from_nanos((us * 1e3) as u64))));
-        }
-        table.add_row(row);
-    }
-    table
+/// Writes any report as JSON.
+pub(crate) fn write_json(report: &impl Serialize, path: &Path) -> anyhow::Result<()> {
+    let mut json = serde_json::to_string_pretty(report).context("cannot turn the report into JSON")?;
+    json.push('\n');
+    std::fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
 }
 
 #[cfg(test)]

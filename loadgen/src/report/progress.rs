@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::load::runner::{Outcome, Phase};
-use crate::measure::tally::latencies;
+use crate::measure::tally::{Recent, latencies, merge};
 use crate::report::figures::{count, latency};
 
 /// How far a phase will go.
@@ -19,9 +18,6 @@ pub(crate) enum Goal {
     Time(Duration),
 }
 
-/// How often the line is redrawn and the end of a phase looked for.
-const LOOK: Duration = Duration::from_millis(100);
-
 /// Throughput and percentiles on the line are of this long, so that they can be read.
 const SHOWN: Duration = Duration::from_millis(500);
 
@@ -30,6 +26,34 @@ const SHOWN: Duration = Duration::from_millis(500);
 pub(crate) struct Live {
     bar: ProgressBar,
     seen: bool,
+}
+
+/// What the line has shown of a phase so far.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    goal: Goal,
+    operations: u64,
+    failed: u64,
+    broken: u64,
+    /// Since the rate was last worked out.
+    since: Instant,
+    recent: Recent,
+    rate: String,
+}
+
+impl Shown {
+    /// Nothing yet of a phase that goes so far.
+    pub(crate) fn new(goal: Goal) -> Self {
+        Shown {
+            goal,
+            operations: 0,
+            failed: 0,
+            broken: 0,
+            since: Instant::now(),
+            recent: Recent::new(),
+            rate: "...".into(),
+        }
+    }
 }
 
 impl Live {
@@ -60,46 +84,53 @@ impl Live {
         }
     }
 
-    /// Follows a phase to its end and gives what it came to.
-    pub(crate) async fn follow(&self, phase: Phase, goal: Goal) -> anyhow::Result<Outcome> {
-        let mut recent = latencies();
-        let (mut since, mut before) = (Instant::now(), 0);
-        let mut rate = String::from("...");
-        let mut looks = tokio::time::interval(LOOK);
-        while !phase.finished() {
-            looks.tick().await;
-            let glance = phase.glance(&mut recent);
-            let passed = since.elapsed();
-            if passed >= SHOWN {
-                let ops = (glance.operations - before) as f64 / passed.as_secs_f64();
-                let p99 = Duration::from_nanos(recent.value_at_quantile(0.99));
-                rate = format!("{} ops/s  p99 {}", count(ops as u64), latency(p99));
-                recent.reset();
-                (since, before) = (Instant::now(), glance.operations);
-            }
-            let elapsed = phase.elapsed();
-            let left = match goal {
-                Goal::Operations(total) => {
-                    self.bar.set_position(glance.operations.min(total));
-                    let speed = glance.operations as f64 / elapsed.as_secs_f64().max(0.001);
-                    let left = total.saturating_sub(glance.operations) as f64 / speed;
-                    (speed > 0.0).then(|| Duration::from_secs_f64(left))
-                }
-                Goal::Time(window) => {
-                    self.bar.set_position(elapsed.min(window).as_millis() as u64);
-                    Some(window.saturating_sub(elapsed))
-                }
-            };
-            let mut message = format!("{rate}  failed {}", count(glance.failed));
-            if glance.broken > 0 {
-                message.push_str(&format!("  BROKEN PROMISES {}", count(glance.broken)));
-            }
-            if let Some(left) = left {
-                message.push_str(&format!("  {:.0} s left", left.as_secs_f64().ceil()));
-            }
-            self.bar.set_message(message);
+    /// Shows what happened since the last call, `elapsed` into the phase and in the step of that name.
+    pub(crate) fn show(&self, shown: &mut Shown, elapsed: Duration, step: &str, since_last: &Recent) {
+        if !self.seen {
+            return;
         }
+        shown.operations += since_last.operations();
+        shown.failed += since_last.failed;
+        shown.broken += since_last.broken;
+        shown.recent.add(since_last);
+        let passed = shown.since.elapsed();
+        if passed >= SHOWN {
+            let ops = shown.recent.operations() as f64 / passed.as_secs_f64();
+            let mut all = latencies();
+            merge(&mut all, &shown.recent.reads);
+            merge(&mut all, &shown.recent.writes);
+            let p99 = Duration::from_nanos(all.value_at_quantile(0.99));
+            shown.rate = format!("{} ops/s  p99 {}", count(ops as u64), latency(p99));
+            shown.recent.clear();
+            shown.since = Instant::now();
+        }
+        let left = match shown.goal {
+            Goal::Operations(total) => {
+                self.bar.set_position(shown.operations.min(total));
+                let speed = shown.operations as f64 / elapsed.as_secs_f64().max(0.001);
+                let left = total.saturating_sub(shown.operations) as f64 / speed;
+                (speed > 0.0).then(|| Duration::from_secs_f64(left))
+            }
+            Goal::Time(window) => {
+                self.bar.set_position(elapsed.min(window).as_millis() as u64);
+                Some(window.saturating_sub(elapsed))
+            }
+        };
+        let mut message = format!("{}  failed {}", shown.rate, count(shown.failed));
+        if shown.broken > 0 {
+            message.push_str(&format!("  BROKEN PROMISES {}", count(shown.broken)));
+        }
+        if !step.is_empty() {
+            message.push_str(&format!("  {step}"));
+        }
+        if let Some(left) = left {
+            message.push_str(&format!("  {:.0} s left", left.as_secs_f64().ceil()));
+        }
+        self.bar.set_message(message);
+    }
+
+    /// Takes the line away.
+    pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
-        phase.join()
     }
 }

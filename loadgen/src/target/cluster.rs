@@ -2,15 +2,17 @@
 //! what the nodes have counted).
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_client::wire::{ErrorReply, NodeStatus};
 use terrane_client::{Client, ConnectError, GetError, PutError, ScanError};
+use tokio::sync::OnceCell;
 
 use crate::measure::meter::{
-    CPU_US, Counters, DEVICE_WRITTEN_BYTES, Gauges, Look, PROC_WRITE_BYTES, USER_BYTES,
+    CPU_US, Counters, DEVICE_WRITTEN_BYTES, Gauges, Look, PROC_WRITE_BYTES, RSS_BYTES, USED_BYTES, USER_BYTES,
 };
 use crate::target::clock::{self, TokioClock};
 use crate::target::leaders::Leaders;
@@ -40,23 +42,23 @@ impl Cluster {
         Leaders::of(&topology)
     }
 
-    /// All nodes' counters, without those of nodes that do not answer.
-    pub(crate) async fn counters(&self) -> Vec<(u64, Counters)> {
+    /// A look at all nodes, without those that do not answer.
+    pub(crate) async fn looks(&self) -> Vec<(u64, Look)> {
         let Ok(topology) = self.client.topology().await else { return Vec::new() };
         let mut all = Vec::new();
         for node in &topology.nodes {
             if let Ok(status) = self.client.status(&node.base_address()).await {
-                all.push((node.id.0, counters(&status)));
+                all.push((node.id.0, look(&status)));
             }
         }
         all
     }
 
-    /// One node's counters, if it answers.
-    pub(crate) async fn counters_of(&self, node: u64) -> Option<Counters> {
+    /// A look at one node, if it answers.
+    pub(crate) async fn look_at(&self, node: u64) -> Option<Look> {
         let topology = self.client.topology().await.ok()?;
         let node = topology.nodes.iter().find(|known| known.id.0 == node)?;
-        self.client.status(&node.base_address()).await.ok().map(|status| counters(&status))
+        self.client.status(&node.base_address()).await.ok().map(|status| look(&status))
     }
 
     /// A target with patience of its own, on the caller's runtime.
@@ -65,14 +67,20 @@ impl Cluster {
     }
 }
 
-/// The counters that are looked at, out of all that a node reports.
-fn counters(status: &NodeStatus) -> Counters {
-    Counters {
+/// What is looked at, out of all that a node reports.
+fn look(status: &NodeStatus) -> Look {
+    let counters = Counters {
         cpu_us: status.counter(CPU_US),
         device_written_bytes: status.counter(DEVICE_WRITTEN_BYTES),
         proc_write_bytes: status.counter(PROC_WRITE_BYTES),
         user_bytes: status.counter(USER_BYTES),
-    }
+    };
+    let gauges = Gauges {
+        resident_bytes: status.counter(RSS_BYTES),
+        resident_max_bytes: None,
+        occupied_bytes: status.counter(USED_BYTES),
+    };
+    Look { counters, gauges }
 }
 
 /// Says what to do about a cluster that cannot be reached.
@@ -92,12 +100,14 @@ fn explained(error: ConnectError, addresses: &[String]) -> anyhow::Error {
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterConnect {
     addresses: Vec<String>,
+    /// For looks, connected at the first one.
+    questions: Arc<OnceCell<Cluster>>,
 }
 
 impl ClusterConnect {
     /// Connects to the cluster at these base addresses.
     pub(crate) fn new(addresses: &[String]) -> Self {
-        ClusterConnect { addresses: addresses.to_owned() }
+        ClusterConnect { addresses: addresses.to_owned(), questions: Arc::default() }
     }
 }
 
@@ -129,11 +139,9 @@ impl Connect for ClusterConnect {
     }
 
     async fn looks(&self) -> Vec<(u64, Look)> {
-        match Cluster::connect(&self.addresses).await {
-            Ok(cluster) => {
-                let look = |(node, counters)| (node, Look { counters, gauges: Gauges::default() });
-                cluster.counters().await.into_iter().map(look).collect()
-            }
+        match self.questions.get_or_try_init(|| Cluster::connect(&self.addresses)).await {
+            Ok(cluster) => cluster.looks().await,
+            // The load itself says what is wrong.
             Err(_) => Vec::new(),
         }
     }

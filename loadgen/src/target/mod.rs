@@ -6,7 +6,9 @@
 
 pub(crate) mod clock;
 pub(crate) mod cluster;
+pub(crate) mod engine;
 pub(crate) mod leaders;
+pub(crate) mod open;
 pub(crate) mod setup;
 
 use std::fmt;
@@ -213,6 +215,8 @@ pub(crate) mod memory {
         pub(crate) damage_every: u64,
         /// Every read fails.
         pub(crate) reads_fail: bool,
+        /// The next read takes this long.
+        pub(crate) stall_once: Option<Duration>,
     }
 
     #[derive(Debug, Default)]
@@ -262,6 +266,10 @@ pub(crate) mod memory {
     impl Target for MemoryTarget {
         async fn get(&self, key: &[u8]) -> Result<Option<Found>, Failure> {
             tokio::task::yield_now().await;
+            let stall = self.faults.lock().unwrap().stall_once.take();
+            if let Some(stall) = stall {
+                tokio::time::sleep(stall).await;
+            }
             if self.faults.lock().unwrap().reads_fail {
                 return Err(failure(FailureKind::Unavailable));
             }
@@ -298,6 +306,29 @@ pub(crate) mod memory {
             }
         }
 
+        async fn scan(&self, from: &[u8], limit: usize) -> Result<Vec<Row>, Failure> {
+            let held = self.held.lock().unwrap();
+            let rows = held.map.range(from.to_vec()..).take(limit);
+            Ok(rows.map(|(key, found)| Row { key: key.clone().into(), found: found.clone() }).collect())
+        }
+
+        async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Found>>, Failure> {
+            let held = self.held.lock().unwrap();
+            Ok(keys.iter().map(|key| held.map.get(&key[..]).cloned()).collect())
+        }
+
+        async fn put_batch(
+            &self,
+            pairs: Vec<(Bytes, Bytes)>,
+            ttl: Option<Duration>,
+        ) -> Result<Vec<Option<u64>>, Failure> {
+            let mut versions = Vec::new();
+            for (key, value) in pairs {
+                versions.push(self.put(&key, value, ttl).await?);
+            }
+            Ok(versions)
+        }
+
         async fn sleep_until(&self, at: Instant) {
             tokio::time::sleep_until(at.into()).await;
         }
@@ -306,8 +337,8 @@ pub(crate) mod memory {
     impl Connect for MemoryTarget {
         type Target = MemoryTarget;
 
-        fn can(&self, _: Ability) -> bool {
-            false
+        fn can(&self, ability: Ability) -> bool {
+            ability != Ability::Ttl
         }
 
         fn host(

@@ -1,13 +1,15 @@
-//! Which record an operation touches: Zipf's law over a fixed number of records, in constant memory.
+//! Zipf's law over any number of ranks, in constant memory, and a mixing that scatters what is popular.
 //!
 //! Two steps, each exact by itself:
 //! - [`Zipf`] draws a popularity *rank* 0..n, rank r with probability proportional to 1/(r+1)^theta. It uses
 //!   rejection-inversion (W. Hörmann, G. Derflinger, "Rejection-inversion to generate variates from monotone
 //!   discrete distributions", ACM TOMACS 6(3), 1996): invert the integral of the hat function, then accept or
-//!   reject. No table, no zeta sum, about 1.1 draws per sample for every n and theta.
-//! - [`Scramble`] maps ranks to record numbers through a keyed one-to-one mixing of 0..n, so that popular records
-//!   lie scattered over the key space. YCSB hashes modulo n instead, which lets several ranks fall on one record
-//!   and leaves others unreachable; a permutation keeps the law exact.
+//!   reject. No table, no zeta sum, about 1.1 draws per sample for every n and theta. As only one of its
+//!   constants depends on n, n may differ from draw to draw and the law stays exact, for one more logarithm
+//!   and exponential.
+//! - [`Scramble`] maps ranks to record numbers through a keyed one-to-one mixing of 0..n, so that popular
+//!   records lie scattered over the key space. YCSB hashes modulo n instead, which lets several ranks fall on
+//!   one record and leaves others unreachable; a permutation keeps the law exact.
 //!
 //! Invariants: every rank and every record is below n; `Scramble` is a bijection of 0..n.
 
@@ -26,7 +28,8 @@ pub(crate) struct Zipf {
 }
 
 impl Zipf {
-    /// The law over `ranks` ranks (at least 1) with exponent `theta` (finite, 0 = uniform; YCSB's default is 0.99).
+    /// The law over `ranks` ranks (at least 1) with exponent `theta` (finite, 0 = uniform; YCSB's default is
+    /// 0.99).
     pub(crate) fn new(ranks: u64, theta: f64) -> Self {
         assert!(ranks >= 1, "a distribution needs at least one rank");
         assert!(theta.is_finite() && theta >= 0.0, "the exponent is a finite number from 0 up");
@@ -43,11 +46,24 @@ impl Zipf {
 
     /// Draws a rank, 0 being the most popular.
     pub(crate) fn rank(&self, rng: &mut impl Rng) -> u64 {
+        self.draw(self.ranks, self.integral_last, rng)
+    }
+
+    /// Draws a rank by the same exponent's law over another number of ranks (at least 1).
+    pub(crate) fn rank_among(&self, ranks: u64, rng: &mut impl Rng) -> u64 {
+        debug_assert!(ranks >= 1);
+        let ranks = ranks as f64;
+        // The usual case: nothing was inserted.
+        let last = if ranks == self.ranks { self.integral_last } else { integral(ranks + 0.5, self.theta) };
+        self.draw(ranks, last, rng)
+    }
+
+    fn draw(&self, ranks: f64, integral_last: f64, rng: &mut impl Rng) -> u64 {
         loop {
             let uniform: f64 = rng.random();
-            let area = self.integral_last + uniform * (self.integral_first - self.integral_last);
+            let area = integral_last + uniform * (self.integral_first - integral_last);
             let x = integral_inverse(area, self.theta);
-            let rank = x.round().clamp(1.0, self.ranks);
+            let rank = x.round().clamp(1.0, ranks);
             let accepted = rank - x <= self.accept_left
                 || area >= integral(rank + 0.5, self.theta) - hat(rank, self.theta);
             if accepted {
@@ -55,6 +71,28 @@ impl Zipf {
             }
         }
     }
+
+    /// The mean rank: the sum of r * r^-theta over that of r^-theta, less one as ranks count from 0.
+    pub(crate) fn mean(&self) -> f64 {
+        power_sum(self.ranks, 1.0 - self.theta) / power_sum(self.ranks, -self.theta) - 1.0
+    }
+}
+
+/// The sum of r^`power` for r = 1 to `n`: the first terms one by one, the rest by the formula of Euler and
+/// Maclaurin up to the third derivative, which from there on errs by less than a billionth.
+fn power_sum(n: f64, power: f64) -> f64 {
+    const HEAD: f64 = 32.0;
+    let head = HEAD.min(n);
+    let first: f64 = (1..=head as u32).map(|r| f64::from(r).powf(power)).sum();
+    if n <= head {
+        return first;
+    }
+    let over = |x: f64| integral(x, -power);
+    let tail = |x: f64| {
+        let third = power * (power - 1.0) * (power - 2.0);
+        x.powf(power) / 2.0 + power * x.powf(power - 1.0) / 12.0 - third * x.powf(power - 3.0) / 720.0
+    };
+    first + over(n) - over(head) + tail(n) - tail(head)
 }
 
 /// The hat function x^-theta.
@@ -81,8 +119,8 @@ fn integral_inverse(area: f64, theta: f64) -> f64 {
 
 /// A fixed one-to-one mixing of 0..n.
 ///
-/// Rounds of odd multiplication and xor-shift are bijections of 0..2^k; values that land at n or above are mixed
-/// again until they land below ("cycle walking"), fewer than two passes on average as 2^k < 2n.
+/// Rounds of odd multiplication and xor-shift are bijections of 0..2^k; values that land at n or above are
+/// mixed again until they land below ("cycle walking"), fewer than two passes on average as 2^k < 2n.
 #[derive(Debug, Clone)]
 pub(crate) struct Scramble {
     records: u64,
@@ -91,7 +129,8 @@ pub(crate) struct Scramble {
 }
 
 impl Scramble {
-    /// The mixing of 0..`records` (at least 1). It depends on nothing else: separate runs find the same records popular.
+    /// The mixing of 0..`records` (at least 1). It depends on nothing else: separate runs find the same
+    /// records popular.
     pub(crate) fn new(records: u64) -> Self {
         assert!(records >= 1, "nothing to scramble");
         let bits = u64::BITS - (records - 1).leading_zeros();
@@ -126,59 +165,32 @@ const ROUNDS: [(u64, u64); 4] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::chi_square::{assert_fits, assert_misses, zipf_expects};
     use rand::SeedableRng;
     use rand_pcg::Pcg64Mcg;
 
-    /// The exact law: the probability of each rank.
-    fn law(ranks: u64, theta: f64) -> Vec<f64> {
-        let weights: Vec<f64> = (1..=ranks).map(|r| (r as f64).powf(-theta)).collect();
-        let zeta: f64 = weights.iter().sum();
-        weights.iter().map(|w| w / zeta).collect()
-    }
+    const DRAWS: u64 = 500_000;
 
-    /// Pearson's statistic of `counts` against `law`, as a standard normal deviate (Wilson and Hilferty, 1931).
-    /// Cells are joined from the tail up until each expects at least 10 draws.
-    fn deviate(counts: &[u64], law: &[f64]) -> f64 {
-        let draws: u64 = counts.iter().sum();
-        let mut chi2 = 0.0;
-        let mut cells = 0u32;
-        let (mut seen, mut expected) = (0.0, 0.0);
-        for (count, probability) in counts.iter().zip(law) {
-            seen += *count as f64;
-            expected += probability * draws as f64;
-            if expected >= 10.0 {
-                chi2 += (seen - expected).powi(2) / expected;
-                cells += 1;
-                (seen, expected) = (0.0, 0.0);
-            }
-        }
-        let freedom = f64::from(cells - 1);
-        let spread = 2.0 / (9.0 * freedom);
-        ((chi2 / freedom).cbrt() - (1.0 - spread)) / spread.sqrt()
-    }
-
-    fn draw(ranks: u64, theta: f64, draws: u64, seed: u64) -> Vec<u64> {
-        let zipf = Zipf::new(ranks, theta);
+    fn count(ranks: u64, seed: u64, mut draw: impl FnMut(&mut Pcg64Mcg) -> u64) -> Vec<u64> {
         let mut rng = Pcg64Mcg::seed_from_u64(seed);
         let mut counts = vec![0; ranks as usize];
-        for _ in 0..draws {
-            counts[zipf.rank(&mut rng) as usize] += 1;
+        for _ in 0..DRAWS {
+            counts[draw(&mut rng) as usize] += 1;
         }
         counts
     }
 
-    /// Ranks follow the exact law: the seeds are fixed, and a right sampler passes five standard deviations.
+    /// Ranks follow the exact law.
     #[test]
     fn ranks_follow_the_law() {
         for (ranks, theta) in
             [(2, 0.99), (10, 0.5), (1_000, 0.99), (1_000, 1.0), (100_000, 0.99), (5_000, 1.5), (64, 0.0)]
         {
+            let zipf = Zipf::new(ranks, theta);
             for seed in 0..3 {
-                let z = deviate(&draw(ranks, theta, 500_000, seed), &law(ranks, theta));
-                assert!(
-                    z.abs() < 5.0,
-                    "{ranks} ranks, theta {theta}, seed {seed}: {z:.1} standard deviations"
-                );
+                let counts = count(ranks, seed, |rng| zipf.rank(rng));
+                let what = format!("{ranks} ranks, theta {theta}, seed {seed}");
+                assert_fits(&counts, &zipf_expects(ranks, theta, DRAWS), &what);
             }
         }
     }
@@ -186,12 +198,40 @@ mod tests {
     /// The check above has teeth: a law only slightly different is found out.
     #[test]
     fn the_test_tells_nearby_laws_apart() {
-        let counts = draw(1_000, 0.99, 500_000, 0);
-        assert!(deviate(&counts, &law(1_000, 0.97)) > 10.0);
-        assert!(deviate(&counts, &law(1_000, 1.01)) > 10.0);
+        let zipf = Zipf::new(1_000, 0.99);
+        let counts = count(1_000, 0, |rng| zipf.rank(rng));
+        assert_misses(&counts, &zipf_expects(1_000, 0.97, DRAWS), "theta 0.97");
+        assert_misses(&counts, &zipf_expects(1_000, 1.01, DRAWS), "theta 1.01");
         let mut shifted = counts.clone();
         shifted.rotate_right(1);
-        assert!(deviate(&shifted, &law(1_000, 0.99)) > 10.0);
+        assert_misses(&shifted, &zipf_expects(1_000, 0.99, DRAWS), "shifted by one rank");
+    }
+
+    /// The law over another number of ranks than it was made for is that number's law, not a cut of the first
+    /// one.
+    #[test]
+    fn the_number_of_ranks_may_change() {
+        for theta in [0.5, 0.99, 1.0, 1.5] {
+            let zipf = Zipf::new(1_000, theta);
+            for ranks in [2, 999, 1_000, 1_001, 3_000] {
+                let counts = count(ranks, 5, |rng| zipf.rank_among(ranks, rng));
+                let what = format!("{ranks} ranks, theta {theta}");
+                assert_fits(&counts, &zipf_expects(ranks, theta, DRAWS), &what);
+            }
+        }
+    }
+
+    #[test]
+    fn means_are_the_sums_of_the_definition() {
+        for ranks in [1, 2, 31, 32, 33, 1_000, 100_000] {
+            for theta in [0.0, 0.5, 0.99, 1.0, 1.5, 2.0, 3.0, 10.0] {
+                let law = zipf_expects(ranks, theta, 1);
+                let exact: f64 = law.iter().enumerate().map(|(rank, p)| rank as f64 * p).sum();
+                let mean = Zipf::new(ranks, theta).mean();
+                let off = (mean - exact).abs() / exact.max(1.0);
+                assert!(off < 1e-9, "{ranks} ranks, theta {theta}: {mean}, not {exact}");
+            }
+        }
     }
 
     /// Scrambled records are the same law over other names: sorted back by rank, the counts still fit.
@@ -199,13 +239,9 @@ mod tests {
     fn records_follow_the_law_too() {
         let (records, theta) = (3_000, 0.99);
         let (zipf, scramble) = (Zipf::new(records, theta), Scramble::new(records));
-        let mut rng = Pcg64Mcg::seed_from_u64(7);
-        let mut counts = vec![0; records as usize];
-        for _ in 0..500_000 {
-            counts[scramble.record(zipf.rank(&mut rng)) as usize] += 1;
-        }
+        let counts = count(records, 7, |rng| scramble.record(zipf.rank(rng)));
         let by_rank: Vec<u64> = (0..records).map(|rank| counts[scramble.record(rank) as usize]).collect();
-        assert!(deviate(&by_rank, &law(records, theta)).abs() < 5.0);
+        assert_fits(&by_rank, &zipf_expects(records, theta, DRAWS), "scrambled");
     }
 
     #[test]
@@ -240,8 +276,8 @@ mod tests {
         }
     }
 
-    /// The most popular ranks do not stay neighbours: over 16 equal stretches of the key space, the first 1,600
-    /// ranks spread about evenly (100 each; a fixed permutation, so the bounds cannot flicker).
+    /// The most popular ranks do not stay neighbours: over 16 equal stretches of the key space, the first
+    /// 1,600 ranks spread about evenly (100 each; a fixed permutation, so the bounds cannot flicker).
     #[test]
     fn scrambling_scatters() {
         for records in [100_000u64, 1 << 20, 999_983] {

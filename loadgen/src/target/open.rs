@@ -1,0 +1,122 @@
+//! From the command line to a target: the one place that knows them all.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+#[cfg(any(feature = "rocksdb", feature = "fjall", feature = "etcd", feature = "redis"))]
+use crate::cli::target::TargetName;
+use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
+use crate::place::Place;
+use crate::target::Connect;
+use crate::target::cluster::ClusterConnect;
+use crate::target::engine::EngineConnect;
+use crate::target::setup::Setup;
+
+/// What is going to be written: embedded stores are sized by it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Amount {
+    /// Bytes of keys and values that live at once.
+    pub(crate) live_bytes: u64,
+    /// Bytes of keys and values that will be written at most, the live ones included.
+    pub(crate) written_bytes: u64,
+    /// What each write costs beside its key and value, at most.
+    pub(crate) overhead_bytes: u64,
+    /// Threads that call an embedded store.
+    pub(crate) threads: u32,
+}
+
+/// What is done with a target, whatever its type.
+pub(crate) trait Visit {
+    /// What it comes to.
+    type Output;
+
+    /// Does it. `settings`: how the target is set up, for the report.
+    async fn visit<C: Connect>(
+        self,
+        connect: C,
+        settings: Vec<(String, String)>,
+    ) -> anyhow::Result<Self::Output>;
+}
+
+/// Least that an embedded store caches, unless told otherwise.
+const CACHE_MIN: u64 = 8 << 20;
+
+/// Opens the target that the command line names, and does something with it.
+pub(crate) async fn with_target<V: Visit>(
+    args: &TargetArgs,
+    amount: Amount,
+    visit: V,
+) -> anyhow::Result<V::Output> {
+    let name = args.name();
+    if let (false, Some(feature)) = (name.is_compiled_in(), name.feature()) {
+        return Err(NotCompiledIn(name.name(), feature).into());
+    }
+    if !name.is_embedded() {
+        return match name {
+            #[cfg(feature = "etcd")]
+            TargetName::Etcd => {
+                let connect = crate::target::etcd::EtcdConnect::new(
+                    args.addresses(),
+                    args.server_pid.clone(),
+                    args.server_data.clone(),
+                )?;
+                let settings = connect.settings();
+                visit.visit(connect, settings).await
+            }
+            #[cfg(feature = "redis")]
+            TargetName::Redis => {
+                let connect = crate::target::redis::RedisConnect::new(
+                    args.addresses(),
+                    args.server_pid.clone(),
+                    args.server_data.clone(),
+                )?;
+                let settings = connect.settings();
+                visit.visit(connect, settings).await
+            }
+            _ => visit.visit(ClusterConnect::new(&args.addresses()), Vec::new()).await,
+        };
+    }
+    // Declared first: removed after the store in it is closed.
+    let place = match &args.data {
+        Some(folder) => Place::named(folder, 0)?,
+        None => Place::temporary(amount.written_bytes)?,
+    };
+    let setup = setup(args, amount, place.path());
+    match name {
+        #[cfg(feature = "rocksdb")]
+        TargetName::Rocksdb | TargetName::Blobdb => {
+            let blob = name == TargetName::Blobdb;
+            let connect = crate::target::rocksdb::RocksConnect::new(setup, blob)?;
+            let settings = connect.settings();
+            visit.visit(connect, settings).await
+        }
+        #[cfg(feature = "fjall")]
+        TargetName::Fjall => {
+            let connect = crate::target::fjall::FjallConnect::new(setup)?;
+            let settings = connect.settings();
+            visit.visit(connect, settings).await
+        }
+        _ => {
+            let connect = EngineConnect::new(setup).context("opening the embedded engine")?;
+            let settings = connect.settings();
+            visit.visit(connect, settings).await
+        }
+    }
+}
+
+fn setup(args: &TargetArgs, amount: Amount, folder: &Path) -> Setup {
+    let capacity = amount.written_bytes.saturating_add(amount.overhead_bytes);
+    // Popular records do not spread evenly over the shards.
+    let capacity = capacity.saturating_add(capacity / 4);
+    let least = u64::from(amount.threads) * (256 << 20);
+    Setup {
+        folder: PathBuf::from(folder),
+        durable: args.mode == Mode::Sync,
+        compressed: args.config == Config::Compressed,
+        cache_bytes: args.cache.unwrap_or((amount.live_bytes / 16).max(CACHE_MIN)),
+        capacity_bytes: args.capacity.unwrap_or(capacity.max(least).next_multiple_of(64 << 20)),
+        threads: amount.threads,
+        overrides: args.overrides(),
+    }
+}
