@@ -6,7 +6,17 @@
 
 pub(crate) mod clock;
 pub(crate) mod cluster;
+#[cfg(feature = "etcd")]
+pub(crate) mod etcd;
+#[cfg(feature = "fjall")]
+pub(crate) mod fjall;
+#[cfg(any(feature = "etcd", feature = "fjall", feature = "redis", feature = "rocksdb"))]
+pub(crate) mod footprint;
 pub(crate) mod leaders;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+#[cfg(feature = "rocksdb")]
+pub(crate) mod rocksdb;
 pub(crate) mod setup;
 
 use std::fmt;
