@@ -26,8 +26,8 @@ use crate::measure::meter::Look;
 use crate::target::setup::Setup;
 use crate::target::{Ability, Connect, Failure, FailureKind, Found, Row, Seat, Target, clock, footprint};
 
-/// fjall's version; the crate does not tell it.
-const VERSION: &str = "3.1";
+/// What this program was built from: the crate does not tell its version.
+const LOCK: &str = include_str!("../../../Cargo.lock");
 
 /// What can be set otherwise.
 const KNOWN: [&str; 10] = [
@@ -141,7 +141,7 @@ impl Config {
             CompressionType::Lz4 => "lz4: journal, blobs, data blocks from level 2",
         };
         let mut settings = vec![
-            ("version", VERSION.to_owned()),
+            ("version", version().to_owned()),
             ("durability", persist.to_owned()),
             ("compression", compression.to_owned()),
             ("cache_bytes", self.cache_bytes.to_string()),
@@ -164,6 +164,13 @@ impl Config {
         ]);
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
+}
+
+/// The version of fjall that Cargo.lock names.
+fn version() -> &'static str {
+    let package = LOCK.split("[[package]]").find(|package| package.contains("name = \"fjall\""));
+    let line = package.and_then(|package| package.lines().find_map(|line| line.strip_prefix("version = ")));
+    line.map_or("unknown", |version| version.trim_matches('"'))
 }
 
 /// An open store; clones share it. The last one closes it.
@@ -402,6 +409,29 @@ mod tests {
     }
 
     #[test]
+    fn threads_share_one_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let connect = FjallConnect::open(setup(folder.path(), true, false, &[])).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let connect = connect.clone();
+                scope.spawn(move || {
+                    with(&connect, async |target| {
+                        for number in 0..50 {
+                            target.put(&[thread, number], long(number), None).await.unwrap();
+                        }
+                    });
+                });
+            }
+        });
+        with(&connect, async |target| {
+            let rows = target.scan(b"", 1000).await.unwrap();
+            assert_eq!(rows.len(), 200);
+            assert!(rows.iter().all(|row| row.found.value == long(row.key[1])));
+        });
+    }
+
+    #[test]
     fn what_it_cannot_do_it_refuses_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let connect = FjallConnect::open(setup(folder.path(), false, false, &[])).unwrap();
@@ -428,6 +458,7 @@ mod tests {
         let settings = connect.settings();
         let has = |name: &str, value: &str| settings.contains(&(name.to_owned(), value.to_owned()));
         assert!(has("memtable_bytes", "8388608") && has("cache_bytes", "16777216"), "{settings:?}");
+        assert!(has("version", version()) && version().starts_with("3."), "{settings:?}");
         assert!(has("durability", "persist(SyncAll) after every write"), "{settings:?}");
         for (name, value, words) in [
             ("memtable", "1", "unknown here"),

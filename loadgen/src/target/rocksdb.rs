@@ -164,12 +164,12 @@ impl Target for RocksTarget {
         let mut read = ReadOptions::default();
         read.set_total_order_seek(true);
         let mode = IteratorMode::From(from, Direction::Forward);
-        let row = |pair: Result<(Box<[u8]>, Box<[u8]>), Error>| {
-            let (key, value) = pair?;
-            Ok(Row { key: key.into(), found: Found { version: None, value: value.into() } })
-        };
-        let rows = self.store.database.iterator_opt(mode, read).take(limit).map(row);
-        rows.collect::<Result<_, _>>().map_err(|error: Error| failure(&error))
+        let mut rows = Vec::new();
+        for pair in self.store.database.iterator_opt(mode, read).take(limit) {
+            let (key, value) = pair.map_err(|error| failure(&error))?;
+            rows.push(Row { key: key.into(), found: Found { version: None, value: value.into() } });
+        }
+        Ok(rows)
     }
 
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Found>>, Failure> {

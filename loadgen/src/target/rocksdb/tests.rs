@@ -109,6 +109,36 @@ fn its_own_count_of_written_bytes_holds_log_and_files() {
     }
 }
 
+/// Writes of threads at once share a sync, but there is one before any of them returns; without sync there is none.
+#[test]
+fn threads_share_one_database_and_sync_means_sync() {
+    for durable in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let connect = RocksConnect::open(setup(folder.path(), durable, false, &[]), LAYOUTS[1]).unwrap();
+        let synced = || connect.store.options.get_ticker_count(Ticker::WalFileSynced);
+        let before = synced();
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let connect = connect.clone();
+                scope.spawn(move || {
+                    with(&connect, async |target| {
+                        for number in 0..50 {
+                            target.put(&[thread, number], long(number), None).await.unwrap();
+                        }
+                    });
+                });
+            }
+        });
+        let syncs = synced() - before;
+        assert!(if durable { (50..=200).contains(&syncs) } else { syncs == 0 }, "{durable}: {syncs}");
+        with(&connect, async |target| {
+            let rows = target.scan(b"", 1000).await.unwrap();
+            assert_eq!(rows.len(), 200);
+            assert!(rows.iter().all(|row| row.found.value == long(row.key[1])));
+        });
+    }
+}
+
 #[test]
 fn what_it_cannot_do_it_refuses_by_name() {
     let folder = tempfile::tempdir().unwrap();
