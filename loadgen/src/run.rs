@@ -75,6 +75,7 @@ fn amount(load: &LoadArgs, spec: &Spec, plan: &Plan, threads: u32) -> Amount {
     Amount {
         live_bytes: live as u64,
         written_bytes: written as u64,
+        value_bytes: spec.mean_value_bytes() as u64,
         overhead_bytes: (written / record * OVERHEAD) as u64,
         threads,
     }
@@ -147,14 +148,14 @@ fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
     // Values that vanish by themselves break no promise.
     let expire = subject.spec.ttl().is_some();
     let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
-    ensure!(
+    usage(
         !args.verify || ledger.is_some(),
-        "--verify needs --check ledger, and values that do not vanish (no TTL)"
-    );
-    ensure!(
+        "--verify needs --check ledger, and values that do not vanish by themselves (no TTL)",
+    )?;
+    usage(
         args.record.is_none() || !expire,
-        "--record: values that vanish by themselves (TTL) cannot be verified"
-    );
+        "--record: values that vanish by themselves (TTL) cannot be verified",
+    )?;
     let about = About { names: subject.spec.names() };
     let journal = args.record.as_deref().map(|path| Journal::create(path, about)).transpose()?;
     Ok(Books { ledger, journal })

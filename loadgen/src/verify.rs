@@ -27,7 +27,13 @@ pub(crate) async fn verify(args: &VerifyArgs, interrupt: &Interrupt) -> anyhow::
         !args.target.name().is_embedded() || args.target.data.is_some(),
         "an embedded store is found again by its --data folder",
     )?;
-    let amount = Amount { live_bytes: 0, written_bytes: 0, overhead_bytes: 0, threads: args.threads };
+    let amount = Amount {
+        live_bytes: 0,
+        written_bytes: 0,
+        value_bytes: 1024,
+        overhead_bytes: 0,
+        threads: args.threads,
+    };
     with_target(&args.target, amount, Verify { args, recorded, interrupt }).await
 }
 

@@ -1,8 +1,9 @@
 //! What a phase was like over time: one [`Second`] per look, usually a second apart.
 //!
-//! Two kinds of number live side by side. What the workers did (operations, latencies) is counted afresh in each
-//! interval. What it cost (bytes, CPU) is cumulative from the phase's start, because the counters behind it lag and come
-//! in lumps: a difference over any window can be formed later, a sum of rounded differences cannot.
+//! Two kinds of number live side by side. What the workers did (operations, latencies) is counted afresh in
+//! each interval. What it cost (bytes, CPU) is cumulative from the phase's start, because the counters behind
+//! it lag and come in lumps: a difference over any window can be formed later, a sum of rounded differences
+//! cannot.
 //!
 //! Invariant: nothing here reads a clock or a counter; it is data and arithmetic.
 
@@ -54,26 +55,30 @@ impl Second {
     }
 }
 
-/// Write amplification in the trailing `window` before the end of each interval, in the order of `seconds`; shorter at
-/// the beginning, where less has passed. `None` where nothing was written, or a counter is missing or went back.
+/// Write amplification in the trailing `window` before the end of each interval, in the order of `seconds`;
+/// shorter at the beginning, where less has passed. `None` where nothing was written, or a counter is missing
+/// or went back.
 ///
-/// A window of one interval says little (device writes lag behind their cause); ten seconds or more are readable.
+/// A window of one interval says little (device writes lag behind their cause); ten seconds or more are
+/// readable.
 pub(crate) fn write_amplification_per_window(seconds: &[Second], window: Duration) -> Vec<Option<f64>> {
     // Half a typical interval's slack: looks are never exactly a second apart.
     const SLACK_SECONDS: f64 = 0.5;
     let mut first = 0;
     let mut ratios = Vec::with_capacity(seconds.len());
-    for second in seconds {
+    for (index, second) in seconds.iter().enumerate() {
         let begins = second.at_seconds - window.as_secs_f64();
-        while seconds[first].at_seconds < begins - SLACK_SECONDS {
+        while first < index && seconds[first].at_seconds < begins - SLACK_SECONDS {
             first += 1;
         }
-        // The window begins where the interval `first` ended, or at the phase's start, when all counters were zero.
-        let before = &seconds[first];
-        let (device, user) = if begins < SLACK_SECONDS || std::ptr::eq(before, second) {
-            (Some(0), Some(0))
-        } else {
-            (before.device_written_bytes, before.user_bytes)
+        // The window begins where an earlier interval ended, the last one at the latest, or at the phase's
+        // start, when all counters were zero.
+        let (device, user) = match index.checked_sub(1) {
+            Some(last) if begins >= SLACK_SECONDS => {
+                let before = &seconds[first.min(last)];
+                (before.device_written_bytes, before.user_bytes)
+            }
+            _ => (Some(0), Some(0)),
         };
         ratios.push(difference_ratio(second, device, user));
     }
@@ -90,7 +95,8 @@ fn ratio(device: u64, user: u64) -> Option<f64> {
 
 #[cfg(test)]
 impl Second {
-    /// An interval of one second that ends at `at_seconds`, with the operations given and plausible latencies.
+    /// An interval of one second that ends at `at_seconds`, with the operations given and plausible
+    /// latencies.
     pub(crate) fn example(at_seconds: f64, reads: u64, writes: u64) -> Second {
         Second {
             at_seconds,
@@ -153,6 +159,13 @@ mod tests {
         assert_eq!(of(1), [Some(1.0), Some(1.0), Some(3.0), Some(3.0)]);
         assert_eq!(of(2), [Some(1.0), Some(1.0), Some(2.0), Some(3.0)]);
         assert_eq!(of(60), [Some(1.0), Some(1.0), Some(5.0 / 3.0), Some(2.0)]);
+    }
+
+    #[test]
+    fn a_window_is_no_shorter_than_an_interval() {
+        let seconds = [written(30.0, 100, 100), written(60.0, 300, 200), written(90.0, 600, 300)];
+        let ratios = write_amplification_per_window(&seconds, Duration::from_secs(10));
+        assert_eq!(ratios, [Some(1.0), Some(2.0), Some(3.0)]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Tables as CSV (RFC 4180): the timeline of a phase, and rows of any other kind, such as those of a comparison.
+//! Tables as CSV (RFC 4180): the timeline of a phase, and rows of any other kind, such as those of a
+//! comparison.
 //!
-//! The first line names the columns. They are the fields of the row's type, in their order, with the unit in the name;
-//! columns may be added at the end, none changes its meaning. What is not known is an empty field.
+//! The first line names the columns. They are the fields of the row's type, in their order, with the unit in
+//! the name; columns may be added at the end, none changes its meaning. What is not known is an empty field.
 
 use std::path::Path;
 
@@ -11,8 +12,8 @@ use serde::Serialize;
 use crate::measure::timeline::Second;
 
 /// The columns of the timeline: the fields of [`Second`], which says what they are. `device_written_bytes`,
-/// `user_bytes` and `cpu_seconds` count from the phase's start, `resident_bytes` is of the moment, all others are of
-/// the interval.
+/// `user_bytes` and `cpu_seconds` count from the phase's start, `resident_bytes` is of the moment, all others
+/// are of the interval.
 const TIMELINE_COLUMNS: &[&str] = &[
     "at_seconds",
     "seconds",
@@ -39,8 +40,9 @@ pub(crate) fn write(path: &Path, seconds: &[Second]) -> anyhow::Result<()> {
     table(path, TIMELINE_COLUMNS, seconds)
 }
 
-/// Writes rows under the columns given, which must be the fields of the row's type in their order (a test of the type's
-/// owner should say so). Rows are flat: fields are numbers, texts, flags, unit variants, and options of these.
+/// Writes rows under the columns given, which must be the fields of the row's type in their order (a test of
+/// the type's owner should say so). Rows are flat: fields are numbers, texts, flags, unit variants, and
+/// options of these.
 ///
 /// # Errors
 /// If the file cannot be written, or a row has more or fewer fields than there are columns.

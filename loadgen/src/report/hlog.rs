@@ -1,11 +1,13 @@
 //! Latencies over time as an HdrHistogram log, format 1.3: one compressed histogram per interval and tag.
 //!
-//! The format is that of Java's `HistogramLogWriter` (github.com/HdrHistogram/HdrHistogram). Its readers, among them
-//! HistogramLogProcessor, HdrHistogramVisualizer and the Python package `hdrhistogram`, take times from the start and
-//! base time lines, and latencies from the histograms alone. Our histograms count nanoseconds; the readable column
-//! `Interval_Max` is in milliseconds, as theirs is by default, and the header's divisor says so.
+//! The format is that of Java's `HistogramLogWriter` (github.com/HdrHistogram/HdrHistogram). Its readers,
+//! among them HistogramLogProcessor, HdrHistogramVisualizer and the Python package `hdrhistogram`, take times
+//! from the start and base time lines, and latencies from the histograms alone. Our histograms count
+//! nanoseconds; the readable column `Interval_Max` is in milliseconds, as theirs is by default, and the
+//! header's divisor says so.
 //!
-//! Invariant: each interval is in the file when [`Log::interval`] returns, so a run cut short leaves a log that reads.
+//! Invariant: each interval is in the file when [`Log::interval`] returns, so a run cut short leaves a log
+//! that reads.
 
 use std::fs::File;
 use std::io::Write;
@@ -55,8 +57,9 @@ impl Log {
         Ok(log)
     }
 
-    /// Adds the latencies (in nanoseconds) of an interval that began `start` after the log's start. A tag, such as
-    /// `read`, tells the kinds of operation apart: readers process one tag at a time. An empty tag is none.
+    /// Adds the latencies (in nanoseconds) of an interval that began `start` after the log's start. A tag,
+    /// such as `read`, tells the kinds of operation apart: readers process one tag at a time. An empty tag is
+    /// none.
     ///
     /// # Errors
     /// If the file cannot be written, or the tag holds a comma, a space or a line break.
@@ -73,8 +76,8 @@ impl Log {
                 format!("'{tag}' cannot be a tag of a latency log: leave out commas, spaces and line breaks")
             })?),
         };
-        // The crate's writer borrows its target for its whole life and begins with the header, so each line is made in
-        // memory, and the header before it left out.
+        // The crate's writer borrows its target for its whole life and begins with the header, so each line
+        // is made in memory, and the header before it left out.
         let mut options = IntervalLogWriterBuilder::new();
         options.with_max_value_divisor(MAX_DIVISOR);
         let mut text = Vec::new();
@@ -148,7 +151,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let header: Vec<&str> = text.lines().take(7).collect();
         expect![[r##"
-            #[Logged with terrane-loadgen 0.1.0]
+            #[Logged with terrane-loadgen VERSION]
             #[Histogram log format version 1.3]
             #[Values are latencies in nanoseconds, Interval_Max is in milliseconds]
             #[StartTime: 1500000000.250 (seconds since epoch)]
@@ -156,7 +159,7 @@ mod tests {
             #[MaxValueDivisor: 1000000.000]
             "StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"
         "##]]
-        .assert_eq(&format!("{}\n", header.join("\n")));
+        .assert_eq(&format!("{}\n", header.join("\n").replace(env!("CARGO_PKG_VERSION"), "VERSION")));
         assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 6, "no header comes twice");
 
         let mut intervals = Vec::new();

@@ -1,11 +1,13 @@
-//! Where a measurement was made: processor, memory, kernel, and the device behind the data, as far as Linux tells.
+//! Where a measurement was made: processor, memory, kernel, and the device behind the data, as far as Linux
+//! tells.
 //!
-//! A figure means nothing without this. What cannot be known is `None`; nothing here fails, because a report without
-//! its machine is still a report. Sources: proc(5), `/proc/self/mountinfo`, os-release(5), and the kernel's
-//! `Documentation/ABI/stable/sysfs-block`.
+//! A figure means nothing without this. What cannot be known is `None`; nothing here fails, because a report
+//! without its machine is still a report. Sources: proc(5), `/proc/self/mountinfo`, os-release(5), and the
+//! kernel's `Documentation/ABI/stable/sysfs-block`.
 //!
-//! Invariant: reports are made to be shown, so no host name, no user name, no serial number is read; a home folder in
-//! the command line is written as `$HOME`. (What the user typed otherwise, addresses for example, stays.)
+//! Invariant: reports are made to be shown, so no host name, no user name, no serial number is read; a home
+//! folder in the command line is written as `$HOME`. (What the user typed otherwise, addresses for example,
+//! stays.)
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -118,8 +120,9 @@ impl Storage {
         let inner: Vec<String> = [
             self.model.clone(),
             self.size_bytes.map(figures::bytes),
-            self.rotational
-                .map(|rotational| if rotational { "rotational" } else { "not rotational" }.to_owned()),
+            self.rotational.map(|rotational| {
+                if rotational { "said to be rotational" } else { "not rotational" }.to_owned()
+            }),
             self.write_cache.as_ref().map(|cache| format!("cache: {cache}")),
         ]
         .into_iter()
@@ -145,7 +148,8 @@ fn storage(path: &Path) -> Option<Storage> {
         (None, Some(meta.rdev()))
     } else {
         let mount = text("/proc/self/mountinfo").and_then(|text| mount_of(&text, &existing));
-        // Some file systems (btrfs, overlayfs) answer stat(2) with a number that is no device's: ask what was mounted.
+        // Some file systems (btrfs, overlayfs) answer stat(2) with a number that is no device's: ask what was
+        // mounted.
         let source = mount.as_ref().and_then(|mount| fs::metadata(&mount.source).ok());
         let source = source.filter(|meta| meta.file_type().is_block_device()).map(|meta| meta.rdev());
         (mount.map(|mount| mount.file_system), if major(meta.dev()) == 0 { source } else { Some(meta.dev()) })
@@ -188,8 +192,8 @@ struct Mount {
     source: PathBuf,
 }
 
-/// The mount that an absolute, canonical path lies in: the longest mount point that begins it, the last one mounted if
-/// there are several.
+/// The mount that an absolute, canonical path lies in: the longest mount point that begins it, the last one
+/// mounted if there are several.
 fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
     let mounts = mountinfo.lines().filter_map(|line| {
         // 36 35 98:0 /root /mount/point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue
@@ -234,7 +238,8 @@ fn load_average(text: &str) -> Option<[f64; 3]> {
     Some([loads.next()?, loads.next()?, loads.next()?])
 }
 
-/// Whole seconds, UTC, RFC 3339. A clock that was never set may stand before 1970: that is shown as its beginning.
+/// Whole seconds, UTC, RFC 3339. A clock that was never set may stand before 1970: that is shown as its
+/// beginning.
 fn utc(time: SystemTime) -> String {
     let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since_1970).to_string()

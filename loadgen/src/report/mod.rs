@@ -37,10 +37,14 @@
 //! verify                  records, intact, lost, unread, not_written, seconds, broken_promises, examples
 //! ```
 
+pub(crate) mod axis;
+pub(crate) mod chart;
 pub(crate) mod csv;
+pub(crate) mod curves;
 pub(crate) mod figures;
 pub(crate) mod hlog;
 pub(crate) mod machine;
+pub(crate) mod page;
 pub(crate) mod progress;
 pub(crate) mod tables;
 
@@ -578,5 +582,7 @@ pub(crate) fn write_json(report: &impl Serialize, path: &Path) -> anyhow::Result
     std::fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
 }
 
+#[cfg(test)]
+mod page_tests;
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,14 @@
 //! A cluster of child processes on this machine: finding the server's binary, laying data out, starting, killing and
-//! stopping nodes.
-//!
-//! Invariants: every process started here is ended here, by its own process id, on every way out (drop, error,
-//! Ctrl-C); if this process is killed outright, the kernel ends them (PR_SET_PDEATHSIG). Nodes run in process groups of
-//! their own, so that a Ctrl-C on the terminal reaches them only through us.
+//! stopping nodes ([`process`](super::process) has the invariants).
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpid, getppid};
 use serde::Deserialize;
+
+use crate::servers::process::{self, STOP_LIMIT, Server};
 
 /// The server's binary: `named` if given; else built by cargo if cargo started us (`cargo run --bin terrane-loadgen`
 /// builds no other package's binary); else beside our own.
@@ -155,31 +148,19 @@ pub(crate) async fn lay_out(
 #[derive(Debug)]
 pub(crate) struct Nodes {
     terrane: PathBuf,
-    nodes: Vec<Node>,
+    files: Vec<NodeFiles>,
+    /// In the order of `files`.
+    servers: Vec<Server>,
 }
-
-#[derive(Debug)]
-struct Node {
-    files: NodeFiles,
-    process: Option<Child>,
-}
-
-/// How long a node may take to stop by itself before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-
-/// The same on the way out of an error or an interruption.
-const DROP_LIMIT: Duration = Duration::from_secs(2);
-
-/// How often processes are looked at while waiting for them.
-const LOOK: Duration = Duration::from_millis(10);
 
 impl Nodes {
     /// Starts all nodes of a layout. Must be called on the main thread: the kernel ends the nodes with the *thread*
     /// that started them.
     pub(crate) fn start(terrane: &Path, layout: &Layout) -> anyhow::Result<Nodes> {
-        let nodes = layout.nodes.iter().map(|files| Node { files: files.clone(), process: None }).collect();
-        let mut nodes = Nodes { terrane: terrane.to_owned(), nodes };
-        for node in layout.nodes.iter() {
+        let server = |files: &NodeFiles| Server::new(format!("node {}", files.id), &files.log);
+        let servers = layout.nodes.iter().map(server).collect();
+        let mut nodes = Nodes { terrane: terrane.to_owned(), files: layout.nodes.clone(), servers };
+        for node in &layout.nodes {
             nodes.start_node(node.id)?;
         }
         Ok(nodes)
@@ -187,58 +168,28 @@ impl Nodes {
 
     /// Starts one node that is not running; its output is appended to its log.
     pub(crate) fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
-        let terrane = self.terrane.clone();
-        let node = self.node(id)?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&node.files.log)
-            .with_context(|| format!("cannot open the log {}", node.files.log.display()))?;
-        let mut command = Command::new(&terrane);
-        command.arg("start").arg("--config").arg(&node.files.config);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        let parent = getpid();
-        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-                // Had the parent died before the line above, nothing would end this process.
-                if getppid() == parent { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
-            });
-        }
-        let process =
-            command.spawn().with_context(|| format!("cannot start node {id} ({})", terrane.display()))?;
-        node.process = Some(process);
-        Ok(())
+        let node = self.place(id)?;
+        let mut command = Command::new(&self.terrane);
+        command.arg("start").arg("--config").arg(&self.files[node].config);
+        self.servers[node].start(&mut command)
     }
 
     /// Kills one node with SIGKILL; gives the moment just before. Returns once the process is gone.
     pub(crate) fn kill_node(&mut self, id: u64) -> anyhow::Result<Instant> {
-        let node = self.node(id)?;
-        let mut process = node.process.take().ok_or_else(|| anyhow!("node {id} is not running"))?;
-        let at = Instant::now();
-        process.kill().with_context(|| format!("cannot kill node {id}"))?;
-        process.wait().with_context(|| format!("cannot wait for node {id}"))?;
-        Ok(at)
+        let node = self.place(id)?;
+        self.servers[node].kill()
     }
 
     /// Fails if a node that should be running has ended, quoting its log.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
-        for node in &mut self.nodes {
-            let Some(process) = &mut node.process else { continue };
-            if let Some(status) = process.try_wait().context("cannot look at a node's process")? {
-                node.process = None;
-                let (id, log) = (node.files.id, log_tail(&node.files.log));
-                bail!("node {id} {} by itself. The end of its log:\n{log}", ended(status));
-            }
-        }
-        Ok(())
+        self.servers.iter_mut().try_for_each(Server::check)
     }
 
     /// The ends of all nodes' logs, for an error message.
     pub(crate) fn log_tails(&self) -> String {
-        let tail = |node: &Node| format!("node {}:\n{}", node.files.id, log_tail(&node.files.log));
-        self.nodes.iter().map(tail).collect::<Vec<_>>().join("\n")
+        let tail =
+            |(files, server): (&NodeFiles, &Server)| format!("node {}:\n{}", files.id, server.log_tail());
+        self.files.iter().zip(&self.servers).map(tail).collect::<Vec<_>>().join("\n")
     }
 
     /// Stops all nodes in order: SIGTERM, a while to finish, SIGKILL for those that do not. Names the nodes that did
@@ -248,91 +199,19 @@ impl Nodes {
     }
 
     fn stop_within(&mut self, limit: Duration) -> Vec<String> {
-        let mut complaints = Vec::new();
-        for node in &mut self.nodes {
-            if let Some(process) = &node.process {
-                // The process is our own child and was not waited for, so its id cannot be another's.
-                let pid = Pid::from_raw(process.id() as i32);
-                if let Err(errno) = kill(pid, Signal::SIGTERM) {
-                    complaints.push(format!("node {} could not be told to stop: {errno}", node.files.id));
-                }
-            }
-        }
-        let begun = Instant::now();
-        for node in &mut self.nodes {
-            let Some(mut process) = node.process.take() else { continue };
-            let id = node.files.id;
-            let status = loop {
-                match process.try_wait() {
-                    Ok(Some(status)) => break Some(status),
-                    Ok(None) if begun.elapsed() < limit => std::thread::sleep(LOOK),
-                    _ => break None,
-                }
-            };
-            match status {
-                Some(status) if status.success() => {}
-                Some(status) => complaints.push(format!("node {id} {} when told to stop", ended(status))),
-                None => {
-                    complaints
-                        .push(format!("node {id} did not stop within {} s and was killed", limit.as_secs()));
-                    if let Err(error) = process.kill().and_then(|()| process.wait().map(drop)) {
-                        complaints.push(format!("node {id} could not be killed: {error}"));
-                    }
-                }
-            }
-        }
-        complaints
+        process::stop(&mut self.servers, limit)
     }
 
-    fn node(&mut self, id: u64) -> anyhow::Result<&mut Node> {
-        self.nodes
-            .iter_mut()
-            .find(|node| node.files.id == id)
-            .ok_or_else(|| anyhow!("node {id} is none of ours"))
+    /// Where in the vectors the node is.
+    fn place(&self, id: u64) -> anyhow::Result<usize> {
+        let place = self.files.iter().position(|files| files.id == id);
+        place.ok_or_else(|| anyhow!("node {id} is none of ours"))
     }
 }
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // What went wrong here cannot be acted upon any more; the error that led here matters.
-        let _ = self.stop_within(DROP_LIMIT);
-    }
-}
-
-fn ended(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with code {code}"),
-        (_, Some(signal)) => match Signal::try_from(signal) {
-            Ok(signal) => format!("was ended by {signal}"),
-            Err(_) => format!("was ended by signal {signal}"),
-        },
-        _ => "ended".to_owned(),
-    }
-}
-
-/// Bytes and lines of a log that an error message quotes at most.
-const TAIL_BYTES: u64 = 8 << 10;
-const TAIL_LINES: usize = 15;
-
-/// The end of a log.
-fn log_tail(path: &Path) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
-        Ok(bytes) if bytes.is_empty() => format!("  ({} is empty)", path.display()),
-        Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-            tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
-        }
-        Err(error) => format!("  ({}: {error})", path.display()),
+        process::drop_all(&mut self.servers);
     }
 }
 

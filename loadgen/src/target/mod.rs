@@ -7,8 +7,18 @@
 pub(crate) mod clock;
 pub(crate) mod cluster;
 pub(crate) mod engine;
+#[cfg(feature = "etcd")]
+pub(crate) mod etcd;
+#[cfg(feature = "fjall")]
+pub(crate) mod fjall;
+#[cfg(any(feature = "etcd", feature = "fjall", feature = "redis", feature = "rocksdb"))]
+pub(crate) mod footprint;
 pub(crate) mod leaders;
 pub(crate) mod open;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+#[cfg(feature = "rocksdb")]
+pub(crate) mod rocksdb;
 pub(crate) mod setup;
 
 use std::fmt;

@@ -20,6 +20,8 @@ pub(crate) struct Amount {
     pub(crate) live_bytes: u64,
     /// Bytes of keys and values that will be written at most, the live ones included.
     pub(crate) written_bytes: u64,
+    /// Bytes of a value, on average.
+    pub(crate) value_bytes: u64,
     /// What each write costs beside its key and value, at most.
     pub(crate) overhead_bytes: u64,
     /// Threads that call an embedded store.
@@ -56,22 +58,14 @@ pub(crate) async fn with_target<V: Visit>(
         return match name {
             #[cfg(feature = "etcd")]
             TargetName::Etcd => {
-                let connect = crate::target::etcd::EtcdConnect::new(
-                    args.addresses(),
-                    args.server_pid.clone(),
-                    args.server_data.clone(),
-                )?;
-                let settings = connect.settings();
+                let connect = crate::target::etcd::EtcdConnect::new(&args.addresses(), watched(args))?;
+                let settings = connect.settings().await?;
                 visit.visit(connect, settings).await
             }
             #[cfg(feature = "redis")]
             TargetName::Redis => {
-                let connect = crate::target::redis::RedisConnect::new(
-                    args.addresses(),
-                    args.server_pid.clone(),
-                    args.server_data.clone(),
-                )?;
-                let settings = connect.settings();
+                let connect = crate::target::redis::RedisConnect::new(&args.addresses(), watched(args))?;
+                let settings = connect.settings().await?;
                 visit.visit(connect, settings).await
             }
             _ => visit.visit(ClusterConnect::new(&args.addresses()), Vec::new()).await,
@@ -86,14 +80,19 @@ pub(crate) async fn with_target<V: Visit>(
     match name {
         #[cfg(feature = "rocksdb")]
         TargetName::Rocksdb | TargetName::Blobdb => {
-            let blob = name == TargetName::Blobdb;
-            let connect = crate::target::rocksdb::RocksConnect::new(setup, blob)?;
+            use crate::target::rocksdb::{Layout, RocksConnect};
+            let layout = if name == TargetName::Blobdb {
+                Layout::Blob { value_bytes: amount.value_bytes }
+            } else {
+                Layout::Leveled
+            };
+            let connect = RocksConnect::open(setup, layout)?;
             let settings = connect.settings();
             visit.visit(connect, settings).await
         }
         #[cfg(feature = "fjall")]
         TargetName::Fjall => {
-            let connect = crate::target::fjall::FjallConnect::new(setup)?;
+            let connect = crate::target::fjall::FjallConnect::open(setup)?;
             let settings = connect.settings();
             visit.visit(connect, settings).await
         }
@@ -103,6 +102,12 @@ pub(crate) async fn with_target<V: Visit>(
             visit.visit(connect, settings).await
         }
     }
+}
+
+/// The servers' processes, where they run here.
+#[cfg(any(feature = "etcd", feature = "redis"))]
+fn watched(args: &TargetArgs) -> crate::target::footprint::Watched {
+    crate::target::footprint::Watched { pids: args.server_pid.clone(), folders: args.server_data.clone() }
 }
 
 fn setup(args: &TargetArgs, amount: Amount, folder: &Path) -> Setup {

@@ -1,6 +1,9 @@
 //! Process handling against shell scripts that play the server (`tests/servers/`; checked in, because a script that was
 //! just written cannot be executed while another test's fork still holds it open).
 
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
 use super::*;
 
 /// A folder for logs, and a script in place of `terrane`.
@@ -39,7 +42,7 @@ fn alive(pid: u32) -> bool {
 }
 
 fn pids(nodes: &Nodes) -> Vec<u32> {
-    nodes.nodes.iter().filter_map(|node| Some(node.process.as_ref()?.id())).collect()
+    nodes.servers.iter().filter_map(Server::pid).collect()
 }
 
 #[test]
@@ -127,18 +130,4 @@ fn a_failed_layout_is_an_error() {
             .to_string();
         assert!(error.contains(words), "{error}");
     }
-}
-
-#[test]
-fn long_logs_are_quoted_from_the_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
-    let lines: Vec<String> = (0..5_000).map(|line| format!("line {line}")).collect();
-    std::fs::write(&log, lines.join("\n")).unwrap();
-    let tail = log_tail(&log);
-    assert_eq!(tail.lines().count(), TAIL_LINES);
-    assert!(tail.ends_with("line 4999"), "{tail}");
-    assert!(log_tail(&folder.path().join("none")).contains("No such file"));
-    File::create(&log).unwrap();
-    assert!(log_tail(&log).contains("is empty"));
 }
