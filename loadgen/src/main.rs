@@ -10,6 +10,7 @@
 mod check;
 mod cli;
 mod demo;
+mod device;
 mod interrupt;
 mod load;
 mod measure;
@@ -38,8 +39,8 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
-        Ok(report) if report.ok => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(FAILED),
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
             eprintln!("terrane-loadgen: {error:#}");
             ExitCode::from(if error.is::<Interrupted>() { INTERRUPTED } else { FAILED })
@@ -47,15 +48,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the command and tells its results.
-fn run(cli: &Cli) -> anyhow::Result<Report> {
+/// Runs the command and tells its results; gives whether they are good.
+fn run(cli: &Cli) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    if let Command::Device(args) = &cli.command {
+        return runtime.block_on(device::run(args)).map(|()| true);
+    }
     let json = match &cli.command {
         Command::Demo(args) => args.load.json.as_deref(),
         Command::Run(args) => args.load.json.as_deref(),
+        Command::Device(_) => unreachable!("it was run above"),
     };
     if let Some(path) = json {
         Report::begin_json(path)?;
@@ -63,12 +68,13 @@ fn run(cli: &Cli) -> anyhow::Result<Report> {
     let report = match &cli.command {
         Command::Demo(args) => runtime.block_on(or_interrupted(demo::demo(args)))?,
         Command::Run(args) => runtime.block_on(or_interrupted(run::run(args)))?,
+        Command::Device(_) => unreachable!("it was run above"),
     };
     tell(&report);
     if let Some(path) = json {
         report.write_json(path)?;
     }
-    Ok(report)
+    Ok(report.ok)
 }
 
 #[expect(clippy::print_stdout, reason = "the results are this program's output")]

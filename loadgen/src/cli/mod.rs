@@ -1,5 +1,7 @@
 //! The command line: what can be asked, with which defaults and limits. Wrong usage ends with exit code 2 (clap's).
 
+pub(crate) mod device;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +41,9 @@ pub(crate) enum Command {
     /// Loads and measures a cluster that is already running.
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Measures what a disk gives to the code that the engine reads and writes through.
+    #[command(after_help = device::EXAMPLES)]
+    Device(device::DeviceArgs),
 }
 
 const DEMO_EXAMPLES: &str = "\

@@ -274,6 +274,7 @@ mod tests {
         match cli.command {
             crate::cli::Command::Demo(args) => args.load,
             crate::cli::Command::Run(args) => args.load,
+            crate::cli::Command::Device(_) => unreachable!("a command with load is asked for"),
         }
     }
 
