@@ -11,6 +11,7 @@
 mod check;
 mod cli;
 mod demo;
+mod device;
 mod interrupt;
 mod load;
 mod measure;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
 async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     let (report, files) = match &cli.command {
+        Command::Device(args) => return device::run(args, &interrupt).await.map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => {
             run::begin_files(&args.load)?;
             (interrupt.or_interrupted(demo::demo(args, &interrupt)).await?, Some(&args.load))

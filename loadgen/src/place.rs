@@ -101,7 +101,7 @@ impl Place {
 }
 
 /// Whether a folder can hold a cluster's data.
-fn suits(path: &Path, needed: u64) -> Result<(), PlaceError> {
+pub(crate) fn suits(path: &Path, needed: u64) -> Result<(), PlaceError> {
     let io = |source| PlaceError::Io { path: path.to_owned(), source };
     let system = statfs(path).map_err(|errno| io(errno.into()))?;
     if system.filesystem_type() == TMPFS_MAGIC {

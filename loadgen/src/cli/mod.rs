@@ -1,6 +1,7 @@
 //! The command line: what can be asked, with which defaults and limits. Wrong usage ends with exit code 2 (clap's).
 
 pub(crate) mod demo;
+pub(crate) mod device;
 pub(crate) mod load;
 pub(crate) mod run;
 pub(crate) mod target;
@@ -51,6 +52,9 @@ pub(crate) enum Command {
     /// Loads and measures a cluster that is already running, or an embedded store.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Measures what a disk gives to the code that the engine reads and writes through.
+    #[command(after_help = device::EXAMPLES)]
+    Device(device::DeviceArgs),
     /// Reads back what an earlier run recorded as acknowledged.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
