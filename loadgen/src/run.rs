@@ -1,6 +1,7 @@
 //! `run`: loads and measures a target.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -10,8 +11,9 @@ use crate::check::journal::{About, Journal};
 use crate::check::ledger::Ledger;
 use crate::cli::load::LoadArgs;
 use crate::cli::run::{Check, RunArgs};
-use crate::cli::target::TargetName;
+use crate::cli::target::{Mode, TargetName};
 use crate::cli::{WrongUsage, usage};
+use crate::device::{Cell, DeviceReport, share};
 use crate::interrupt::Interrupt;
 use crate::load::plan::{Bound, Plan};
 use crate::load::runner::EarlyEnd;
@@ -19,7 +21,7 @@ use crate::load::session::{self, Session, Subject};
 use crate::measure::meter::Meter;
 use crate::report::machine::Machine;
 use crate::report::progress::Live;
-use crate::report::{PhaseReport, Report, Settings, VerifyReport};
+use crate::report::{DeviceShare, PhaseReport, Report, Settings, VerifyReport};
 use crate::target::Connect;
 use crate::target::open::{Amount, Visit, with_target};
 use crate::workload::spec::Spec;
@@ -124,6 +126,9 @@ impl Visit for Run<'_> {
             report.run = Some(PhaseReport::timed(run, &plan));
             report.note_doubts();
         }
+        if let (Some(path), Some(run)) = (&args.device, &report.run) {
+            report.device = share_of_device(path, args, &report.settings, run)?;
+        }
         // Inserts made the store larger than it was loaded.
         report.note_space(live_bytes * session.records() as f64 / records as f64);
         if args.verify && early != Some(EarlyEnd::Interrupted) {
@@ -161,6 +166,29 @@ fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
     Ok(Books { ledger, journal })
 }
 
+/// What part of the device's own speed the run reached: its nearest cell has the value's size, the workers in flight
+/// as depth, and the run's share of reads.
+fn share_of_device(
+    path: &Path,
+    args: &RunArgs,
+    settings: &Settings,
+    run: &PhaseReport,
+) -> anyhow::Result<Option<DeviceShare>> {
+    let probe = DeviceReport::read_json(path).with_context(|| format!("--device {}", path.display()))?;
+    let like = Cell {
+        bytes: settings.workload.mean_value_bytes() as u32,
+        depth: settings.clients,
+        read_share: 1.0 - settings.workload.update_share(),
+        durable: args.target.mode == Mode::Sync,
+    };
+    let share = share::share(&probe, &like, run.numbers.ops_per_second);
+    Ok(share.map(|share| DeviceShare {
+        cell: share.cell.name(),
+        ops_per_second: share.cell.ops_s,
+        share: share.share,
+    }))
+}
+
 /// The files that a run will write are begun before it starts.
 pub(crate) fn begin_files(load: &LoadArgs) -> anyhow::Result<()> {
     for (option, path) in
@@ -181,6 +209,9 @@ pub(crate) fn write_files(load: &LoadArgs, report: &Report) -> anyhow::Result<()
     if let (Some(path), Some(run)) = (&load.csv, &report.run) {
         crate::report::csv::write(path, &run.timeline)
             .with_context(|| format!("--csv {}", path.display()))?;
+    }
+    if let Some(path) = &load.html {
+        report.page().write(path).with_context(|| format!("--html {}", path.display()))?;
     }
     Ok(())
 }

@@ -46,6 +46,7 @@ pub(crate) mod hlog;
 pub(crate) mod machine;
 pub(crate) mod page;
 pub(crate) mod progress;
+mod story;
 pub(crate) mod tables;
 
 use std::collections::BTreeMap;
