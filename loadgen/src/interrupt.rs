@@ -40,13 +40,6 @@ impl Interrupt {
         Ok(Interrupt { raised })
     }
 
-    /// One that nobody raises.
-    #[cfg(test)]
-    pub(crate) fn never() -> Interrupt {
-        let (_, raised) = watch::channel(false);
-        Interrupt { raised }
-    }
-
     /// Whether it has been asked for.
     pub(crate) fn is_raised(&self) -> bool {
         *self.raised.borrow()

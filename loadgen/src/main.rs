@@ -10,6 +10,7 @@
 
 mod check;
 mod cli;
+mod compare;
 mod demo;
 mod device;
 mod interrupt;
@@ -62,6 +63,10 @@ fn main() -> ExitCode {
 async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     let (report, files) = match &cli.command {
+        Command::Compare(args) => {
+            let complete = compare::compare(&args.clone().spelled_out(), &interrupt).await?;
+            return Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
         Command::Device(args) => return device::run(args, &interrupt).await.map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => {
             run::begin_files(&args.load)?;

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, with which defaults and limits. Wrong usage ends with exit code 2 (clap's).
 
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod device;
 pub(crate) mod load;
@@ -9,6 +10,7 @@ pub(crate) mod verify;
 
 use clap::{Parser, Subcommand};
 
+use crate::cli::compare::{COMPARE_EXAMPLES, CompareArgs};
 use crate::cli::demo::{DEMO_EXAMPLES, DemoArgs};
 use crate::cli::run::{RUN_EXAMPLES, RunArgs};
 use crate::cli::verify::{VERIFY_EXAMPLES, VerifyArgs};
@@ -52,6 +54,9 @@ pub(crate) enum Command {
     /// Loads and measures a cluster that is already running, or an embedded store.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Measures Terrane beside its peers, in one table.
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(Box<CompareArgs>),
     /// Measures what a disk gives to the code that the engine reads and writes through.
     #[command(after_help = device::EXAMPLES)]
     Device(device::DeviceArgs),

@@ -24,18 +24,12 @@ use crate::report::figures::bytes;
 use crate::report::machine::Machine;
 use crate::report::progress::Live;
 use crate::report::{OutageReport, PhaseReport, Report, Settings, VerifyReport};
-use crate::servers::terrane::{self, Layout, Nodes};
+use crate::servers::terrane::{self, LOOK, Layout, Nodes, READY_LIMIT};
 use crate::target::Target;
 use crate::target::cluster::{Cluster, ClusterConnect, ClusterTarget};
 use crate::target::leaders::Leaders;
 use crate::workload::names::Names;
 use crate::workload::spec::Spec;
-
-/// How long a cluster may take until every partition has a leader.
-const READY_LIMIT: Duration = Duration::from_secs(30);
-
-/// How often the cluster is asked while waiting for something to become true.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs it; gives the report, whether good or bad.
 pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Result<Report> {
@@ -59,7 +53,7 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
     let layout = terrane::lay_out(&binary, args.nodes, args.shards, place.path(), size).await?;
     // Declared after the place: dropped, and so stopped, before the folder is removed.
     let mut nodes = Nodes::start(&binary, &layout)?;
-    let leaders = wait_ready(&mut nodes, &layout).await?;
+    let leaders = terrane::wait_ready(&mut nodes, &layout).await?;
     eprintln!("{}", described(&layout, &leaders));
 
     let names = spec.names();
@@ -142,32 +136,6 @@ fn device_bytes(load: &LoadArgs, spec: &Spec, window: Duration, shards: u32) -> 
     let total = loaded.saturating_add(updated);
     let total = total.saturating_add(total / 3).max(PER_SHARD_MIN * u64::from(shards));
     total.min(1 << 62).next_multiple_of(64 << 20)
-}
-
-/// Waits until every partition has a leader.
-async fn wait_ready(nodes: &mut Nodes, layout: &Layout) -> anyhow::Result<Leaders> {
-    let begun = Instant::now();
-    let mut last = String::from("no node answered");
-    while begun.elapsed() < READY_LIMIT {
-        nodes.check()?;
-        match look_for_leaders(&layout.addresses()).await {
-            Ok(leaders) if leaders.missing() == 0 => return Ok(leaders),
-            Ok(leaders) => {
-                last = format!("{} of {} partitions have no leader", leaders.missing(), leaders.partitions());
-            }
-            Err(error) => last = format!("{error:#}"),
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    bail!(
-        "the cluster did not become ready within {} s ({last}). The ends of the nodes' logs:\n{}",
-        READY_LIMIT.as_secs(),
-        nodes.log_tails()
-    )
-}
-
-async fn look_for_leaders(addresses: &[String]) -> anyhow::Result<Leaders> {
-    Cluster::connect(addresses).await?.leaders().await
 }
 
 fn described(layout: &Layout, leaders: &Leaders) -> String {

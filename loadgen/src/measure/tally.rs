@@ -232,6 +232,7 @@ impl Counts {
     }
 
     /// Failed operations.
+    #[cfg(test)]
     pub(crate) fn failed(&self) -> u64 {
         self.failures.values().map(|tally| tally.count).sum()
     }

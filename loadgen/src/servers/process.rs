@@ -39,6 +39,7 @@ impl Server {
         Server { name: name.into(), log: log.into(), dies_of_sigterm: false, process: None }
     }
 
+    #[cfg(any(feature = "etcd", feature = "redis", test))]
     /// The server, stopped cleanly, ends by raising SIGTERM once more instead of by exiting with 0: no complaint.
     pub(crate) fn dying_of_sigterm(mut self) -> Server {
         self.dies_of_sigterm = true;
@@ -73,6 +74,7 @@ impl Server {
         Ok(())
     }
 
+    #[cfg(any(feature = "etcd", feature = "redis", test))]
     /// Its process id while it runs.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 
+use crate::target::cluster::Cluster;
+use crate::target::leaders::Leaders;
+
 use crate::servers::process::{self, STOP_LIMIT, Server};
 
 /// The server's binary: `named` if given; else built by cargo if cargo started us (`cargo run --bin terrane-loadgen`
@@ -149,6 +152,8 @@ pub(crate) async fn lay_out(
 pub(crate) struct Nodes {
     terrane: PathBuf,
     files: Vec<NodeFiles>,
+    /// Of `terrane start`, beside the configuration.
+    arguments: Vec<String>,
     /// In the order of `files`.
     servers: Vec<Server>,
 }
@@ -157,9 +162,19 @@ impl Nodes {
     /// Starts all nodes of a layout. Must be called on the main thread: the kernel ends the nodes with the *thread*
     /// that started them.
     pub(crate) fn start(terrane: &Path, layout: &Layout) -> anyhow::Result<Nodes> {
+        Self::start_with(terrane, layout, Vec::new())
+    }
+
+    /// The same, with more arguments to `terrane start`.
+    pub(crate) fn start_with(
+        terrane: &Path,
+        layout: &Layout,
+        arguments: Vec<String>,
+    ) -> anyhow::Result<Nodes> {
         let server = |files: &NodeFiles| Server::new(format!("node {}", files.id), &files.log);
         let servers = layout.nodes.iter().map(server).collect();
-        let mut nodes = Nodes { terrane: terrane.to_owned(), files: layout.nodes.clone(), servers };
+        let mut nodes =
+            Nodes { terrane: terrane.to_owned(), files: layout.nodes.clone(), arguments, servers };
         for node in &layout.nodes {
             nodes.start_node(node.id)?;
         }
@@ -170,7 +185,7 @@ impl Nodes {
     pub(crate) fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
         let node = self.place(id)?;
         let mut command = Command::new(&self.terrane);
-        command.arg("start").arg("--config").arg(&self.files[node].config);
+        command.arg("start").arg("--config").arg(&self.files[node].config).args(&self.arguments);
         self.servers[node].start(&mut command)
     }
 
@@ -213,6 +228,38 @@ impl Drop for Nodes {
     fn drop(&mut self) {
         process::drop_all(&mut self.servers);
     }
+}
+
+/// How long a cluster may take until every partition has a leader.
+pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often the cluster is asked while waiting for something to become true.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until every partition has a leader.
+pub(crate) async fn wait_ready(nodes: &mut Nodes, layout: &Layout) -> anyhow::Result<Leaders> {
+    let begun = Instant::now();
+    let mut last = String::from("no node answered");
+    while begun.elapsed() < READY_LIMIT {
+        nodes.check()?;
+        match look_for_leaders(&layout.addresses()).await {
+            Ok(leaders) if leaders.missing() == 0 => return Ok(leaders),
+            Ok(leaders) => {
+                last = format!("{} of {} partitions have no leader", leaders.missing(), leaders.partitions());
+            }
+            Err(error) => last = format!("{error:#}"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    bail!(
+        "the cluster did not become ready within {} s ({last}). The ends of the nodes' logs:\n{}",
+        READY_LIMIT.as_secs(),
+        nodes.log_tails()
+    )
+}
+
+async fn look_for_leaders(addresses: &[String]) -> anyhow::Result<Leaders> {
+    Cluster::connect(addresses).await?.leaders().await
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ pub(crate) fn arm(timer: &TimerFd, left: Duration) -> nix::Result<()> {
     timer.set(Expiration::OneShot(TimeSpec::from_duration(left)), TimerSetTimeFlags::empty())
 }
 
+#[cfg(any(feature = "rocksdb", feature = "fjall"))]
 /// Waits until `at` by blocking the thread: for targets whose calls block anyway, one worker a thread.
 pub(crate) fn block_until(at: Instant) {
     std::thread::sleep(at.saturating_duration_since(Instant::now()));

@@ -21,6 +21,7 @@ pub(crate) struct Amount {
     /// Bytes of keys and values that will be written at most, the live ones included.
     pub(crate) written_bytes: u64,
     /// Bytes of a value, on average.
+    #[cfg_attr(not(feature = "rocksdb"), expect(dead_code, reason = "only BlobDB is sized by it"))]
     pub(crate) value_bytes: u64,
     /// What each write costs beside its key and value, at most.
     pub(crate) overhead_bytes: u64,

@@ -35,7 +35,8 @@ pub(crate) const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Undoes [`mix`].
+/// Undoes [`mix`]: the proof that it is one-to-one.
+#[cfg(test)]
 pub(crate) const fn unmix(mut x: u64) -> u64 {
     x ^= x >> 31 ^ x >> 62;
     x = x.wrapping_mul(inverse(0x94d0_49bb_1331_11eb));
@@ -47,6 +48,7 @@ pub(crate) const fn unmix(mut x: u64) -> u64 {
 
 /// What an odd number must be multiplied with to give 1 modulo 2^64: Newton's iteration, each step of which
 /// doubles the three low bits that every odd number has right as its own inverse.
+#[cfg(test)]
 const fn inverse(odd: u64) -> u64 {
     let mut inverse = odd;
     let mut bits = 3;

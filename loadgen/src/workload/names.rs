@@ -24,7 +24,9 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use crate::workload::{mix, unmix};
+use crate::workload::mix;
+#[cfg(test)]
+use crate::workload::unmix;
 
 /// The shortest key: a record number needs eight bytes.
 pub(crate) const KEY_BYTES_MIN: usize = 8;
@@ -144,7 +146,8 @@ impl Names {
         key
     }
 
-    /// The record that has this name; `None` if none has.
+    /// The record that has this name, `None` if none has: the proof that names are distinct.
+    #[cfg(test)]
     pub(crate) fn record(&self, name: &[u8]) -> Option<u64> {
         let head = name.get(..self.head())?;
         let number = match head.len() {

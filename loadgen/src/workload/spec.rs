@@ -285,6 +285,7 @@ impl Spec {
     }
 
     /// The built-in workloads, in the order of their names.
+    #[cfg(test)]
     pub(crate) fn built_in() -> anyhow::Result<Vec<Spec>> {
         BUILT_IN.iter().map(|(name, toml)| Spec::parse(toml, name)).collect()
     }
@@ -371,6 +372,7 @@ impl Spec {
     }
 
     /// The largest size of a value, in bytes.
+    #[cfg(test)]
     pub(crate) fn max_value_bytes(&self) -> usize {
         match self.values.size {
             SizeLaw::Fixed { bytes } => bytes,
@@ -415,6 +417,7 @@ impl Spec {
     }
 
     /// Makes all values this large.
+    #[cfg(test)]
     pub(crate) fn set_value_bytes(&mut self, bytes: usize) -> anyhow::Result<()> {
         self.values.size = SizeLaw::Fixed { bytes };
         self.validate()

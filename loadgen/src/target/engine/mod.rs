@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_engine::Store;
-use terrane_ocssd::FileDevice;
+use terrane_ocssd::{FileDevice, FileMedia};
 
 use crate::measure::meter::Look;
 use crate::measure::process;
@@ -98,7 +98,7 @@ impl EngineConnect {
     }
 
     /// Opens the shard of an end.
-    async fn open(&self, end: ShardEnd) -> anyhow::Result<Rc<Shard>> {
+    async fn open(&self, end: ShardEnd) -> anyhow::Result<Rc<Shard<FileMedia>>> {
         let Shared { config, device, panels, .. } = &*self.shared;
         let number = end.me() as u32;
         let media = device.slice(number)?;
@@ -176,7 +176,7 @@ impl Connect for EngineConnect {
 
 /// The store, as the workers of one thread use it.
 pub(crate) struct EngineTarget {
-    shard: Rc<Shard>,
+    shard: Rc<Shard<FileMedia>>,
 }
 
 impl Target for EngineTarget {

@@ -11,6 +11,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use terrane_engine::GroupId;
+use terrane_ocssd::Media;
 
 use crate::target::engine::shard::Shard;
 use crate::target::{Failure, Row};
@@ -32,7 +33,7 @@ fn share(limit: usize, groups: usize) -> usize {
 }
 
 /// The first `limit` rows from a key on.
-pub(super) async fn scan(shard: &Shard, from: &[u8], limit: usize) -> Result<Vec<Row>, Failure> {
+pub(super) async fn scan(shard: &Shard<impl Media>, from: &[u8], limit: usize) -> Result<Vec<Row>, Failure> {
     if limit == 0 {
         return Ok(Vec::new());
     }
@@ -58,7 +59,7 @@ pub(super) async fn scan(shard: &Shard, from: &[u8], limit: usize) -> Result<Vec
 }
 
 /// Fetches the next rows of a source that shows none and has more.
-async fn refill(shard: &Shard, source: &mut Source, wanted: usize) -> Result<(), Failure> {
+async fn refill(shard: &Shard<impl Media>, source: &mut Source, wanted: usize) -> Result<(), Failure> {
     if !source.rows.is_empty() || !source.more {
         return Ok(());
     }

@@ -26,12 +26,12 @@ use bytes::Bytes;
 use futures_util::future::join3;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use terrane_engine::{
-    AppendError, ENTRY_OPS, Entry, GroupId, Lsn, ReadError, Recovery, Store, StoreError, op,
+    AppendError, ENTRY_OPS, Entry, GroupId, Lookup, Lsn, ReadError, Recovery, Store, StoreError, op,
 };
-use terrane_ocssd::FileMedia;
+use terrane_ocssd::Media;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::target::engine::mesh::{End, Received};
+use crate::target::engine::mesh::{CAPACITY, End, Received};
 use crate::target::engine::panel::Panel;
 use crate::target::engine::ring::{Breath, Door, Timers};
 use crate::target::engine::slots::Slots;
@@ -86,8 +86,8 @@ enum Asker {
 }
 
 /// A shard.
-pub(super) struct Shard {
-    store: Store<FileMedia>,
+pub(super) struct Shard<M: Media> {
+    store: Store<M>,
     end: ShardEnd,
     slots: Slots<Result<Answer>>,
     /// The shard's groups are numbered from here.
@@ -105,17 +105,17 @@ pub(super) struct Shard {
     chunk_bytes: u64,
 }
 
-impl Shard {
+impl<M: Media> Shard<M> {
     /// A shard over its opened store. All that was recovered counts: an entry that is durable on the only replica is
     /// committed.
     pub(super) async fn new(
-        store: Store<FileMedia>,
+        store: Store<M>,
         recovery: &Recovery,
         end: ShardEnd,
         groups_each: u32,
         panel: std::sync::Arc<Panel>,
         chunk_bytes: u64,
-    ) -> anyhow::Result<Rc<Shard>> {
+    ) -> anyhow::Result<Rc<Shard<M>>> {
         if let Some(damage) = recovery.damage.first() {
             anyhow::bail!(
                 "the slice of shard {} is damaged: {:?} at {:?}, sector {}: name another folder",
@@ -203,7 +203,7 @@ impl Shard {
     }
 
     /// All groups of all shards.
-    pub(super) fn all_groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+    pub(super) fn all_groups(&self) -> impl Iterator<Item = GroupId> + use<M> {
         (0..self.end.shards() as u64 * self.groups_each).map(GroupId)
     }
 
@@ -365,27 +365,9 @@ impl Shard {
 
     /// Serves the other shards until nobody has load any more.
     async fn serve(&self, door: &mut Door) {
-        let mut reads = FuturesUnordered::new();
+        let reads = RefCell::new(FuturesUnordered::new());
         loop {
-            for from in (0..self.end.shards()).filter(|from| *from != self.end.me()) {
-                while let Some(received) = self.end.receive(from) {
-                    match received {
-                        Received::Reply { slot, reply } => self.slots.answer(slot, reply),
-                        Received::Gone { shard } => self.slots.give_up(shard, || Err(gone(shard))),
-                        Received::Ask { from, slot, ask } => {
-                            let asker = Asker::Shard { from, slot };
-                            match ask {
-                                Ask::Put { group, payload } => {
-                                    if let Err(refused) = self.append(group, payload, asker) {
-                                        self.answer(asker, Err(refused));
-                                    }
-                                }
-                                Ask::Get { .. } | Ask::Scan { .. } => reads.push(self.read_for(asker, ask)),
-                            }
-                        }
-                    }
-                }
-            }
+            self.receive_all(|asker, ask| reads.borrow_mut().push(self.read_for(asker, ask)));
             if self.panel.asked() {
                 self.panel.publish(&self.store, self.chunk_bytes);
             }
@@ -398,12 +380,45 @@ impl Shard {
             }
             let mut rung = pin!(door.rung());
             std::future::poll_fn(|cx| {
-                while let Poll::Ready(Some(())) = reads.poll_next_unpin(cx) {}
+                while let Poll::Ready(Some(())) = reads.borrow_mut().poll_next_unpin(cx) {}
                 rung.as_mut().poll(cx)
             })
             .await;
             self.end.wake_up();
             self.breath.take();
+        }
+    }
+
+    /// Takes what has come from the other shards. `read` is given what must be read from the medium.
+    fn receive_all(&self, read: impl Fn(Asker, Ask)) {
+        for from in (0..self.end.shards()).filter(|from| *from != self.end.me()) {
+            // At most what a ring holds: who asks as fast as it is answered must not keep this thread from parking.
+            for _ in 0..CAPACITY {
+                let Some(received) = self.end.receive(from) else { break };
+                match received {
+                    Received::Reply { slot, reply } => self.slots.answer(slot, reply),
+                    Received::Gone { shard } => self.slots.give_up(shard, || Err(gone(shard))),
+                    Received::Ask { from, slot, ask } => {
+                        self.serve_one(Asker::Shard { from, slot }, ask, &read)
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve_one(&self, asker: Asker, ask: Ask, read: impl Fn(Asker, Ask)) {
+        match ask {
+            Ask::Put { group, payload } => {
+                if let Err(refused) = self.append(group, payload, asker) {
+                    self.answer(asker, Err(refused));
+                }
+            }
+            Ask::Get { group, ref key } => match self.store.try_get(group, key) {
+                Lookup::Absent => self.answer(asker, Ok(Answer::Found(None))),
+                Lookup::Ready(value) => self.answer(asker, Ok(Answer::Found(Some(value.into())))),
+                Lookup::OnMedia { .. } => read(asker, ask),
+            },
+            Ask::Scan { .. } => read(asker, ask),
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use tempfile::TempDir;
+use terrane_ocssd::{Geometry, SimMedia, SimOptions};
 
 use super::*;
 use crate::target::FailureKind;
@@ -500,6 +501,49 @@ fn a_hundred_thousand_hops_arrive() {
         hops as u64
     });
     assert!(hops.iter().sum::<u64>() >= 100_000, "{hops:?}");
+}
+
+/// A write that fails stops the shard: nothing of its flush is acknowledged, nor anything later; reads go on, and the
+/// end of the thread is an error.
+#[test]
+fn a_failed_write_is_never_a_success() {
+    let geometry = Geometry {
+        groups: 1,
+        parallel_units: 1,
+        chunks: 16,
+        chunk_sectors: 128,
+        sector_bytes: 512,
+        ws_min: 1,
+        ws_opt: 8,
+        mw_cunits: 0,
+        max_open: 0,
+    };
+    let media = SimMedia::new(geometry, SimOptions::default());
+    let end = mesh::mesh(1, 1).unwrap().remove(0);
+    let ended = ring::run(async {
+        let mut door = Door::new(end.bell_file().unwrap()).unwrap();
+        Store::format(&media, device::slice_id(0)).await.unwrap();
+        let opened =
+            Store::open(media.clone(), device::slice_id(0), terrane_engine::Options::default()).await;
+        let (store, recovery) = opened.unwrap();
+        let shard =
+            Shard::new(store, &recovery, end, 1, Arc::default(), geometry.chunk_bytes()).await.unwrap();
+        let worker = shard.clone();
+        let load = async {
+            worker.put(b"key", b"kept").await.unwrap();
+            media.fail_next_write();
+            for failed in join_all((0..4).map(|_| worker.put(b"key", b"lost"))).await {
+                assert_eq!(failed.unwrap_err().kind, FailureKind::OutcomeUnknown);
+            }
+            let refused = worker.put(b"key", b"late").await.unwrap_err();
+            assert_eq!(refused.kind, FailureKind::Refused, "{}", refused.message);
+            let found = worker.get(b"key").await.unwrap().unwrap();
+            assert_eq!((&found.value[..], found.version), (&b"kept"[..], Some(1)));
+        };
+        shard.live(load, &mut door).await
+    })
+    .unwrap();
+    assert!(format!("{:#}", ended.unwrap_err()).starts_with("shard 0 failed: the store stopped"));
 }
 
 /// More operations at once than a ring has places for: the rest wait for credit.

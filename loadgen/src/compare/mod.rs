@@ -1,0 +1,349 @@
+//! `compare`: Terrane beside its peers, in one table, measured in one run.
+//!
+//! ```text
+//! plan      the cells of the table, and the order of the measurements: targets take turns (A B A B)
+//! child     one measurement: `run` in a process of its own
+//! deploy    the servers that a networked target needs, for one measurement
+//! table     medians, ranges, ratios; as text, JSON and CSV
+//! page      the same with charts
+//! ```
+//!
+//! Invariants: each measurement has a folder of its own, gone before the next begins; after every measurement the JSON
+//! holds all that is known.
+
+mod child;
+mod deploy;
+mod page;
+mod plan;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cli::compare::{CompareArgs, Contestant};
+use crate::cli::target::{Config, Mode};
+use crate::compare::child::Arguments;
+use crate::compare::deploy::Servers;
+use crate::compare::plan::{Cell, Turn};
+use crate::compare::table::{Comparison, Failure, PROVISIONAL, Row, Sample};
+use crate::device;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::place::Place;
+use crate::report::figures::{bytes, count, latency};
+use crate::report::machine::Machine;
+use crate::report::{begin_file, csv, write_json};
+
+/// Least that a store caches.
+const CACHE_MIN: u64 = 8 << 20;
+
+/// Bytes per second that a target is expected to write at most, for the room that is asked for.
+const WRITE_RATE_MAX: u64 = 500 << 20;
+
+/// Runs it; gives whether everything was measured.
+pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow::Result<bool> {
+    let targets = plan::targets(args)?;
+    let turns = plan::turns(args, &targets);
+    crate::cli::usage(!turns.is_empty(), "no target that was asked for has any of the modes asked for")?;
+    for (option, path) in [("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)] {
+        if let Some(path) = path {
+            begin_file(option, path)?;
+        }
+    }
+    let room = room(args, &turns);
+    let place = match &args.data_dir {
+        Some(folder) => Place::named(folder, room)?,
+        None => Place::temporary(room)?,
+    };
+    let shards = args.shards.unwrap_or_else(|| {
+        std::thread::available_parallelism().map_or(2, |cores| cores.get() as u32).min(64)
+    });
+    let mut table = Comparison {
+        format: table::FORMAT,
+        command: "compare",
+        version: env!("CARGO_PKG_VERSION"),
+        partial: true,
+        provisional: targets.iter().any(|target| target.is_ours()).then_some(PROVISIONAL),
+        machine: Machine::of(Some(place.path())),
+        scale_bytes: args.scale,
+        cache_bytes: args.cache.unwrap_or((args.scale / 16).max(CACHE_MIN)),
+        key_bytes: args.key_size,
+        seconds: args.seconds,
+        warmup_seconds: args.warmup,
+        repetitions: args.repetitions,
+        shards,
+        nodes: args.nodes,
+        configurations: BTreeMap::new(),
+        failures: Vec::new(),
+        rows: Vec::new(),
+    };
+    eprintln!(
+        "{} measurements of {} with {} of cache, {} s each and what loading takes",
+        turns.len(),
+        bytes(args.scale),
+        bytes(table.cache_bytes),
+        args.seconds + args.warmup
+    );
+    let progress = Progress::new(turns.len());
+    let mut samples: Vec<(Cell, Contestant, Sample)> = Vec::new();
+    let mut interrupted = false;
+    for (number, turn) in turns.iter().enumerate() {
+        progress.begin(number, turn);
+        match one(turn, args, &table, place.path(), interrupt).await {
+            Ok(measured) => {
+                progress.tell(number, turn, &measured.sample, measured.complaint.as_deref());
+                let known = table.configurations.entry(turn.target.name()).or_default();
+                known.extend(measured.settings);
+                samples.push((turn.cell, turn.target, measured.sample));
+                table.failures.extend(measured.complaint.map(|reason| failure(turn, reason)));
+            }
+            Err(error) if error.is::<Interrupted>() => {
+                interrupted = true;
+                break;
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                progress.tell(number, turn, &Sample::default(), Some(&reason));
+                table.failures.push(failure(turn, reason));
+            }
+        }
+        table.rows = table::rows(&samples);
+        if let Some(path) = &args.json {
+            write_json(&table, path)?;
+        }
+    }
+    progress.clear();
+    table.partial = interrupted || !table.failures.is_empty();
+    tell(&table);
+    if let Some(path) = &args.json {
+        write_json(&table, path)?;
+    }
+    if let Some(path) = &args.csv {
+        csv::table(path, Row::COLUMNS, &table.rows)?;
+    }
+    if let Some(path) = &args.html {
+        page::page(&table).write(path).with_context(|| format!("--html {}", path.display()))?;
+    }
+    if interrupted { Err(Interrupted.into()) } else { Ok(table.failures.is_empty()) }
+}
+
+#[expect(clippy::print_stdout, reason = "the results are this program's output")]
+fn tell(table: &Comparison) {
+    println!("{}", table.tables());
+}
+
+fn failure(turn: &Turn, reason: String) -> Failure {
+    Failure {
+        target: turn.target.name(),
+        value_bytes: turn.cell.value_bytes,
+        config: turn.cell.config.name(),
+        mode: turn.cell.mode.name(),
+        clients: turn.cell.clients,
+        repetition: turn.repetition,
+        reason,
+    }
+}
+
+/// Bytes that one target may occupy at once: what is loaded, all that the mixed phase can write (half of its operations
+/// do), and the nodes that each keep all of it.
+fn capacity(args: &CompareArgs) -> u64 {
+    let mixed = (args.seconds + args.warmup).saturating_mul(WRITE_RATE_MAX / 2);
+    args.scale.saturating_add(args.scale / 4).saturating_add(mixed).max(1 << 30)
+}
+
+fn room(args: &CompareArgs, turns: &[Turn]) -> u64 {
+    let copies = |turn: &Turn| match turn.target {
+        Contestant::Cluster | Contestant::Etcd => u64::from(args.nodes),
+        _ => 1,
+    };
+    capacity(args).saturating_mul(turns.iter().map(copies).max().unwrap_or(1))
+}
+
+/// One measurement, in a folder that is gone afterwards.
+async fn one(
+    turn: &Turn,
+    args: &CompareArgs,
+    table: &Comparison,
+    place: &Path,
+    interrupt: &Interrupt,
+) -> anyhow::Result<child::Measured> {
+    let folder = tempfile::Builder::new()
+        .prefix("measurement-")
+        .tempdir_in(place)
+        .with_context(|| format!("cannot make a folder in {}", place.display()))?;
+    let Some(target) = turn.target.target() else {
+        return probe(turn, args, table.shards, folder.path(), interrupt).await;
+    };
+    let Cell { config, mode, clients, value_bytes } = turn.cell;
+    let records = (args.scale / (value_bytes + u64::from(args.key_size))).max(1);
+    let mut arguments = Arguments::default();
+    arguments
+        .option("target", target.name())
+        .option("workload", "a")
+        .option("records", records)
+        .option("value-size", value_bytes)
+        .option("key-size", args.key_size)
+        .option("compressible", config.compressible())
+        .option("clients", clients)
+        .option("seconds", args.seconds)
+        .option("warmup", args.warmup)
+        .option("seed", turn.repetition)
+        .option("check", "values");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    let mut servers = Servers::None;
+    if target.is_embedded() {
+        let mut capacity = capacity(args);
+        // What surrounds small values in the log, and the unevenness of the shards.
+        capacity += capacity / 2;
+        arguments
+            .option("threads", table.shards)
+            .option("mode", mode.name())
+            .option("config", config.name())
+            .option("cache", table.cache_bytes)
+            .option("capacity", capacity.next_multiple_of(64 << 20))
+            .path("data", &data);
+        for setting in args.settings.iter().filter(|setting| setting.target == turn.target) {
+            arguments.option("set", format!("{}={}", setting.name, setting.value));
+        }
+    } else {
+        let started = Servers::start(*turn, args, table.shards, capacity(args), &data, &mut arguments);
+        servers = interrupt.or_interrupted(started).await?;
+    }
+    let json = folder.path().join("report.json");
+    let measured = child::measure(arguments.list_all(), &json, interrupt).await;
+    let settings = servers.settings();
+    for complaint in servers.stop() {
+        eprintln!("warning: {complaint}");
+    }
+    let mut measured = measured?;
+    measured.settings.extend(settings);
+    Ok(measured)
+}
+
+/// What the disk gives the engine's own I/O code, with the cell's sizes, depth and mix.
+async fn probe(
+    turn: &Turn,
+    args: &CompareArgs,
+    shards: u32,
+    folder: &Path,
+    interrupt: &Interrupt,
+) -> anyhow::Result<child::Measured> {
+    let cell = device::Cell {
+        bytes: u32::try_from(turn.cell.value_bytes)?,
+        depth: turn.cell.clients,
+        read_share: 0.5,
+        durable: turn.cell.mode == Mode::Sync,
+    };
+    let stop = device::Stop::default();
+    let (folder, scale) = (folder.to_owned(), args.scale);
+    let window = Duration::from_secs(args.seconds.min(5));
+    let work = tokio::task::spawn_blocking({
+        let stop = stop.clone();
+        move || device::measure(&folder, scale, cell, shards, window, &stop)
+    });
+    let mut work = std::pin::pin!(work);
+    let measured = tokio::select! {
+        measured = &mut work => measured,
+        () = interrupt.raised() => {
+            stop.set();
+            // What it made is removed when it ends.
+            let _ = work.await;
+            return Err(Interrupted.into());
+        }
+    };
+    let measured = measured.context("the probe's thread failed")??;
+    let sample = Sample {
+        mixed_ops_s: Some(measured.ops_s),
+        read_p99_us: measured.read_p99_us(),
+        write_p99_us: measured.write_p99_us(),
+        cpu_s_per_mops: Some(measured.cpu_s_per_mops),
+        ..Sample::default()
+    };
+    let settings = vec![("requests".to_owned(), "1:1 random reads and sequential writes, direct".to_owned())];
+    Ok(child::Measured { sample, settings, complaint: None })
+}
+
+/// Which measurement is under way, and how long the rest may take.
+struct Progress {
+    bar: ProgressBar,
+    began: Instant,
+    turns: usize,
+    seen: bool,
+}
+
+impl Progress {
+    fn new(turns: usize) -> Progress {
+        let seen = std::io::stderr().is_terminal();
+        let target = if seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(turns as u64), target);
+        match ProgressStyle::with_template("{bar:24.cyan/blue} {pos}/{len}  {msg}  {elapsed} so far") {
+            Ok(style) => bar.set_style(style),
+            Err(error) => unreachable!("a constant template is valid: {error}"),
+        }
+        if seen {
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
+        Progress { bar, began: Instant::now(), turns, seen }
+    }
+
+    fn begin(&self, done: usize, turn: &Turn) {
+        self.bar.set_position(done as u64);
+        let left = match done {
+            0 => String::new(),
+            done => {
+                let each = self.began.elapsed() / done as u32;
+                format!(", some {:.0} min left", (each * (self.turns - done) as u32).as_secs_f64() / 60.0)
+            }
+        };
+        self.bar.set_message(format!("{}{left}", named(turn)));
+    }
+
+    fn tell(&self, number: usize, turn: &Turn, sample: &Sample, complaint: Option<&str>) {
+        let ops = |ops: Option<f64>| ops.map_or("-".to_owned(), |ops| count(ops.round() as u64));
+        let us = |us: Option<f64>| {
+            us.map_or("-".to_owned(), |us| latency(Duration::from_nanos((us * 1e3) as u64)))
+        };
+        let mut line = format!(
+            "[{}/{}] {}: load {} ops/s, mixed {} ops/s, p99 read {} write {}",
+            number + 1,
+            self.turns,
+            named(turn),
+            ops(sample.load_ops_s),
+            ops(sample.mixed_ops_s),
+            us(sample.read_p99_us),
+            us(sample.write_p99_us)
+        );
+        if let Some(complaint) = complaint {
+            line.push_str(&format!(" ({complaint})"));
+        }
+        if self.seen {
+            self.bar.suspend(|| eprintln!("{line}"));
+        } else {
+            eprintln!("{line}");
+        }
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn named(turn: &Turn) -> String {
+    let Cell { config, mode, clients, value_bytes } = turn.cell;
+    format!(
+        "{} {} {}, {}, {clients} clients, repetition {}",
+        turn.target.name(),
+        mode.name(),
+        bytes(value_bytes),
+        match config {
+            Config::Plain => "incompressible",
+            Config::Compressed => "compressible",
+        },
+        turn.repetition
+    )
+}
