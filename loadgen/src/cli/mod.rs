@@ -50,7 +50,7 @@ Exit codes: 0 all done and nothing lost; 1 failure, or something acknowledged wa
 pub(crate) enum Command {
     /// Starts a cluster here, loads it, kills a leader under load, and proves that nothing acknowledged was lost.
     #[command(after_help = DEMO_EXAMPLES)]
-    Demo(DemoArgs),
+    Demo(Box<DemoArgs>),
     /// Loads and measures a cluster that is already running, or an embedded store.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
@@ -62,7 +62,7 @@ pub(crate) enum Command {
     Device(device::DeviceArgs),
     /// Reads back what an earlier run recorded as acknowledged.
     #[command(after_help = VERIFY_EXAMPLES)]
-    Verify(VerifyArgs),
+    Verify(Box<VerifyArgs>),
 }
 
 #[cfg(test)]

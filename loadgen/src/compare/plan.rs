@@ -58,11 +58,11 @@ impl Contestant {
 
     /// Whether it has this mode. etcd always syncs; Redis is measured under two names.
     pub(crate) const fn has(self, mode: Mode) -> bool {
-        match (self, mode) {
-            (Contestant::Etcd | Contestant::Redis, Mode::Nosync) => false,
-            (Contestant::RedisEverysec, Mode::Sync) => false,
-            _ => true,
-        }
+        let lacks = matches!(
+            (self, mode),
+            (Contestant::Etcd | Contestant::Redis, Mode::Nosync) | (Contestant::RedisEverysec, Mode::Sync)
+        );
+        !lacks
     }
 }
 

@@ -58,6 +58,20 @@ impl Slot {
     }
 }
 
+/// A write of one record.
+#[derive(Debug, Clone, Copy)]
+struct Put {
+    /// What it counts as.
+    kind: Kind,
+    record: u64,
+    /// Its operation's number.
+    op: u64,
+    /// Bytes of the value.
+    bytes: usize,
+    /// When its operation began, if that was before the write.
+    began: Option<Instant>,
+}
+
 /// An operation that was answered.
 struct Done {
     kind: Kind,
@@ -108,17 +122,9 @@ impl Writing {
         }
     }
 
-    /// Writes a record once; notes and counts what came of it as `kind`, from `began` if that was earlier.
-    async fn put<T: Target>(
-        &self,
-        worker: &Worker<T>,
-        slot: Slot,
-        kind: Kind,
-        record: u64,
-        op: u64,
-        bytes: usize,
-        began: Option<Instant>,
-    ) -> Result<Done, Failure> {
+    /// Writes a record once; notes and counts what came of it.
+    async fn put<T: Target>(&self, worker: &Worker<T>, slot: Slot, put: Put) -> Result<Done, Failure> {
+        let Put { kind, record, op, bytes, began } = put;
         let key = self.names.name(record);
         let composed = self.compose(worker, &key, op, bytes);
         let sent = began.unwrap_or_else(Instant::now);
@@ -279,7 +285,8 @@ impl Job for Load {
                 nth += 1;
                 let slot = Slot::now(&worker, 0, None);
                 let op = op_number(LOAD, nth);
-                let put = self.writing.put(&worker, slot, Kind::Insert, record, op, bytes, None);
+                let put = Put { kind: Kind::Insert, record, op, bytes, began: None };
+                let put = self.writing.put(&worker, slot, put);
                 let failure = match put.await {
                     Ok(_) => continue 'records,
                     Err(failure) => failure,
@@ -367,13 +374,15 @@ impl Timed {
             Op::Read(record) => (record, writing.get(worker, slot, record, true).await?),
             Op::Update(record) => {
                 let bytes = chooser.value_bytes(rng);
-                let put = writing.put(worker, slot, Kind::Update, record, number, bytes, None);
+                let put = Put { kind: Kind::Update, record, op: number, bytes, began: None };
+                let put = writing.put(worker, slot, put);
                 (record, put.await?)
             }
             Op::Insert => {
                 let record = self.population.begin();
                 let bytes = chooser.value_bytes(rng);
-                let put = writing.put(worker, slot, Kind::Insert, record, number, bytes, None).await;
+                let put = Put { kind: Kind::Insert, record, op: number, bytes, began: None };
+                let put = writing.put(worker, slot, put).await;
                 // A failed insert is not tried again: its number is used up, and nothing was promised of it.
                 self.population.done(record);
                 (record, put?)
@@ -382,7 +391,8 @@ impl Timed {
                 let bytes = chooser.value_bytes(rng);
                 let read = writing.get(worker, slot, record, false).await?;
                 let began = Some(read.sent);
-                let put = writing.put(worker, slot, Kind::ReadModifyWrite, record, number, bytes, began);
+                let put = Put { kind: Kind::ReadModifyWrite, record, op: number, bytes, began };
+                let put = writing.put(worker, slot, put);
                 (record, put.await?)
             }
             Op::Scan { from, rows } => return writing.scan(worker, slot, from, rows).await.map(drop),
