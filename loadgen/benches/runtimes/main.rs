@@ -1,4 +1,4 @@
-//! The comparison of runtimes behind the choice of one (docs/decisions/0001-runtime.md), repeatable:
+//! The comparison of runtimes behind the choice of one (docs/decisions/0001-shard-runtime.md), repeatable:
 //!
 //! ```text
 //! cargo bench -p terrane-loadgen --features runtimes --bench runtimes -- --seconds 1 --repetitions 5
