@@ -180,8 +180,8 @@ impl DeviceReport {
         };
         let mut before = None;
         for cell in &self.cells {
-            // A blank line between the kinds.
-            if before.replace(cell.kind()).is_some_and(|before| before != cell.kind()) {
+            // A blank line between reads, writes and mixes.
+            if before.replace(cell.read_share).is_some_and(|before| before != cell.read_share) {
                 table.add_row([""]);
             }
             let mixed = cell.reads.is_some() && cell.writes.is_some();
