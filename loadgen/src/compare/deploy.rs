@@ -58,7 +58,7 @@ impl Servers {
                 use crate::servers::redis::{AppendFsync, RedisServer};
                 let fsync = match turn.target {
                     Contestant::Redis => AppendFsync::Always,
-                    _ => AppendFsync::Everysec,
+                    _ => AppendFsync::EverySec,
                 };
                 let server = RedisServer::start(folder, fsync, overrides(args, turn.target)).await?;
                 arguments.list("addr", &server.addresses());
@@ -78,6 +78,18 @@ impl Servers {
             Servers::Etcd(servers) => servers.stop(),
             #[cfg(feature = "redis")]
             Servers::Redis(server) => server.stop(),
+        }
+    }
+
+    /// Fails if one of them has ended by itself, quoting its log.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        match self {
+            Servers::None => Ok(()),
+            Servers::Terrane(nodes) => nodes.check(),
+            #[cfg(feature = "etcd")]
+            Servers::Etcd(servers) => servers.check(),
+            #[cfg(feature = "redis")]
+            Servers::Redis(server) => server.check(),
         }
     }
 

@@ -216,10 +216,13 @@ async fn one(
     }
     let json = folder.path().join("report.json");
     let measured = child::measure(arguments.list_all(), &json, interrupt).await;
+    // A server that died explains a measurement that failed.
+    let alive = servers.check();
     let settings = servers.settings();
     for complaint in servers.stop() {
         eprintln!("warning: {complaint}");
     }
+    alive?;
     let mut measured = measured?;
     measured.settings.extend(settings);
     Ok(measured)

@@ -79,6 +79,8 @@ pub(crate) struct Measured {
     pub(crate) timeline: Vec<Second>,
     /// What makes the numbers doubtful.
     pub(crate) warnings: Vec<String>,
+    /// How long the store then took to settle.
+    pub(crate) settled: Duration,
 }
 
 impl Measured {
@@ -120,7 +122,7 @@ impl<C: Connect> Session<C> {
         self.population.begun()
     }
 
-    /// Writes every record once.
+    /// Writes every record once, and lets the store settle: what that costs belongs to loading.
     pub(crate) async fn load(&self) -> anyhow::Result<Measured> {
         let records = self.subject.records;
         let goal = Goal::Operations(records);
@@ -128,7 +130,18 @@ impl<C: Connect> Session<C> {
         let job = Load::new(self.writing.clone(), chooser, self.subject.seed, records);
         let meter = RefCell::new(Meter::default());
         let live = Live::new("load", goal);
-        self.measured(&Arc::new(job), goal, None, &live, &meter, None, async |_| Ok(())).await
+        let mut loaded =
+            self.measured(&Arc::new(job), goal, None, &live, &meter, None, async |_| Ok(())).await?;
+        if loaded.early().is_none() {
+            let begun = Instant::now();
+            let connect = self.connect.clone();
+            let settled = tokio::task::spawn_blocking(move || connect.settle());
+            self.interrupt.or_interrupted(async { settled.await.context("settling failed")? }).await?;
+            loaded.settled = begun.elapsed();
+            self.look(&meter).await;
+            loaded.used = meter.borrow().used();
+        }
+        Ok(loaded)
     }
 
     /// Sends the workload as planned. While it runs, `meanwhile` may do things to the target; it is given the phase's
@@ -209,7 +222,14 @@ impl<C: Connect> Session<C> {
         let client_cpu = own_cpu().saturating_sub(cpu_before);
         self.look(meter).await;
         let used = meter.borrow().used();
-        Ok(Measured { outcome, used, client_cpu, timeline: diary.timeline, warnings: diary.warnings })
+        Ok(Measured {
+            outcome,
+            used,
+            client_cpu,
+            timeline: diary.timeline,
+            warnings: diary.warnings,
+            settled: Duration::ZERO,
+        })
     }
 
     /// Watches a phase to its end.

@@ -25,6 +25,7 @@
 //!   per_second            successful operations in each second, warm-up included
 //!   steps                 name, pace, measured, starts_seconds, and the same numbers as the phase; offered_per_second
 //!   timeline              second by second: see `measure/timeline.rs`
+//!   settle_seconds        after loading: how long the store took to finish what was left over; its cost is in `servers`
 //!   client_cpu_seconds    of this process: an embedded target's is part of it
 //!   servers               cpu_seconds, cpu_seconds_per_million_ops,
 //!                         device_bytes_per_user_byte, proc_bytes_per_user_byte (each mean and max over the nodes),
@@ -122,6 +123,7 @@ pub(crate) struct PhaseReport {
     pub(crate) per_second: Vec<u64>,
     pub(crate) steps: Vec<StepReport>,
     pub(crate) timeline: Vec<Second>,
+    pub(crate) settle_seconds: f64,
     pub(crate) client_cpu_seconds: f64,
     pub(crate) servers: Option<ServersReport>,
     /// The whole distribution, for charts.
@@ -420,6 +422,7 @@ impl PhaseReport {
             per_second: measured.outcome.tally.per_second.clone(),
             steps,
             timeline: measured.timeline,
+            settle_seconds: measured.settled.as_secs_f64(),
             client_cpu_seconds: measured.client_cpu.as_secs_f64(),
             servers,
             latencies: counts.latencies,

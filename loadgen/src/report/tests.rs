@@ -51,6 +51,7 @@ fn measured(tally: Tally) -> Measured {
         client_cpu: Duration::from_millis(1),
         timeline: vec![Second::example(1.0, 25, 25)],
         warnings: Vec::new(),
+        settled: Duration::ZERO,
     }
 }
 

@@ -211,23 +211,6 @@ impl FjallConnect {
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         self.store.config.settings()
     }
-
-    /// Flushes the memtable and waits until nothing is flushed or compacted any more. Blocks.
-    pub(crate) fn settle(&self) -> anyhow::Result<()> {
-        let Store { keyspace, database, .. } = &*self.store;
-        keyspace.rotate_memtable_and_wait().context("cannot flush fjall's memtable")?;
-        // Between the end of one compaction and the start of the next there is a moment without any.
-        let mut quiet = 0;
-        let mut completed = database.compactions_completed();
-        while quiet < QUIET_LOOKS {
-            std::thread::sleep(QUIET_PAUSE);
-            let now = database.compactions_completed();
-            let idle = database.outstanding_flushes() == 0 && database.active_compactions() == 0;
-            quiet = if idle && now == completed { quiet + 1 } else { 0 };
-            completed = now;
-        }
-        Ok(())
-    }
 }
 
 /// A store is settled when it looked idle this often, so far apart.
@@ -247,6 +230,23 @@ impl Connect for FjallConnect {
 
     fn blocks(&self) -> bool {
         true
+    }
+
+    /// Flushes the memtable and waits until nothing is flushed or compacted any more. Blocks.
+    fn settle(&self) -> anyhow::Result<()> {
+        let Store { keyspace, database, .. } = &*self.store;
+        keyspace.rotate_memtable_and_wait().context("cannot flush fjall's memtable")?;
+        // Between the end of one compaction and the start of the next there is a moment without any.
+        let mut quiet = 0;
+        let mut completed = database.compactions_completed();
+        while quiet < QUIET_LOOKS {
+            std::thread::sleep(QUIET_PAUSE);
+            let now = database.compactions_completed();
+            let idle = database.outstanding_flushes() == 0 && database.active_compactions() == 0;
+            quiet = if idle && now == completed { quiet + 1 } else { 0 };
+            completed = now;
+        }
+        Ok(())
     }
 
     fn host(

@@ -140,6 +140,12 @@ pub(crate) trait Connect: Clone + Send + 'static {
         load: impl AsyncFnOnce(anyhow::Result<Vec<Rc<Self::Target>>>),
     ) -> anyhow::Result<()>;
 
+    /// Waits until the store has no work left over from what it was given: between loading and measuring, so that
+    /// nobody's debts are counted in the wrong place. Blocks.
+    fn settle(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// What each process behind the target has used and counted so far, by node number; none that do not answer.
     /// An embedded target is node 0.
     async fn looks(&self) -> Vec<(u64, Look)>;

@@ -81,13 +81,6 @@ impl RocksConnect {
         settings.extend(config.settings());
         settings
     }
-
-    /// Waits until no flush and no compaction is due or running any more, having flushed the memtable. Blocks.
-    pub(crate) fn settle(&self) -> anyhow::Result<()> {
-        let mut options = WaitForCompactOptions::default();
-        options.set_flush(true);
-        self.store.database.wait_for_compact(&options).context("RocksDB's compactions did not finish")
-    }
 }
 
 /// What follows `words` in the log that RocksDB keeps of itself; it begins every log with its version and options.
@@ -111,6 +104,13 @@ impl Connect for RocksConnect {
 
     fn blocks(&self) -> bool {
         true
+    }
+
+    /// Waits until no flush and no compaction is due or running any more, having flushed the memtable. Blocks.
+    fn settle(&self) -> anyhow::Result<()> {
+        let mut options = WaitForCompactOptions::default();
+        options.set_flush(true);
+        self.store.database.wait_for_compact(&options).context("RocksDB's compactions did not finish")
     }
 
     fn host(
