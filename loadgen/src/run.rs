@@ -1,7 +1,6 @@
 //! `run`: loads and measures a target.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -96,6 +95,7 @@ impl Visit for Run<'_> {
     async fn visit<C: Connect>(self, connect: C, settings: Vec<(String, String)>) -> anyhow::Result<Report> {
         let Run { args, subject, plan, interrupt } = self;
         session::supported(&connect, &subject.spec)?;
+        let probe = args.device.as_deref().map(DeviceReport::read_json).transpose().context("--device")?;
         let target = args.target.name();
         let mut settings = Settings::new(&subject, &plan, target.name(), settings);
         if target.is_embedded() {
@@ -126,8 +126,8 @@ impl Visit for Run<'_> {
             report.run = Some(PhaseReport::timed(run, &plan));
             report.note_doubts();
         }
-        if let (Some(path), Some(run)) = (&args.device, &report.run) {
-            report.device = share_of_device(path, args, &report.settings, run)?;
+        if let (Some(probe), Some(run)) = (&probe, &report.run) {
+            report.device = share_of_device(probe, args, &report.settings, run);
         }
         // Inserts made the store larger than it was loaded.
         report.note_space(live_bytes * session.records() as f64 / records as f64);
@@ -169,24 +169,24 @@ fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
 /// What part of the device's own speed the run reached: its nearest cell has the value's size, the workers in flight
 /// as depth, and the run's share of reads.
 fn share_of_device(
-    path: &Path,
+    probe: &DeviceReport,
     args: &RunArgs,
     settings: &Settings,
     run: &PhaseReport,
-) -> anyhow::Result<Option<DeviceShare>> {
-    let probe = DeviceReport::read_json(path).with_context(|| format!("--device {}", path.display()))?;
+) -> Option<DeviceShare> {
     let like = Cell {
         bytes: settings.workload.mean_value_bytes() as u32,
         depth: settings.clients,
         read_share: 1.0 - settings.workload.update_share(),
         durable: args.target.mode == Mode::Sync,
     };
-    let share = share::share(&probe, &like, run.numbers.ops_per_second);
-    Ok(share.map(|share| DeviceShare {
-        cell: share.cell.name(),
+    let share = share::share(probe, &like, run.numbers.ops_per_second)?;
+    let near = if share.exact { "" } else { "nearest cell: " };
+    Some(DeviceShare {
+        cell: format!("{near}{}", share.cell.name()),
         ops_per_second: share.cell.ops_s,
         share: share.share,
-    }))
+    })
 }
 
 /// The files that a run will write are begun before it starts.
