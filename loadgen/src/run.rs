@@ -95,7 +95,11 @@ impl Visit for Run<'_> {
 
     async fn visit<C: Connect>(self, connect: C, settings: Vec<(String, String)>) -> anyhow::Result<Report> {
         let Run { args, subject, plan, interrupt } = self;
-        session::supported(&connect, &subject.spec)?;
+        // Before anything is loaded: a step's workload is looked at here as well.
+        for spec in std::iter::once(&subject.spec).chain(plan.steps().iter().filter_map(|step| step.workload.as_ref())) {
+            session::supported(&connect, spec)?;
+        }
+        let probe = args.device.as_deref().map(read_probe).transpose()?;
         let target = args.target.name();
         let mut settings = Settings::new(&subject, &plan, target.name(), settings);
         if target.is_embedded() {
@@ -126,8 +130,8 @@ impl Visit for Run<'_> {
             report.run = Some(PhaseReport::timed(run, &plan));
             report.note_doubts();
         }
-        if let (Some(path), Some(run)) = (&args.device, &report.run) {
-            report.device = share_of_device(path, args, &report.settings, run)?;
+        if let (Some(probe), Some(run)) = (&probe, &report.run) {
+            report.device = share_of_device(probe, args, &report.settings, run);
         }
         // Inserts made the store larger than it was loaded.
         report.note_space(live_bytes * session.records() as f64 / records as f64);
@@ -137,13 +141,15 @@ impl Visit for Run<'_> {
             verify.add(&measured, session.records(), unread);
             report.verify = Some(verify);
         }
-        if let Some(journal) = &session.books().journal {
-            journal.finish()?;
+        let recorded = session.books().journal.as_ref().map_or(Ok(()), Journal::finish);
+        // What was measured is told, whatever goes wrong on the way out.
+        for error in [recorded.err(), session.finish().err()].into_iter().flatten() {
+            early.get_or_insert(EarlyEnd::Hopeless(format!("{error:#}")));
         }
-        session.finish()?;
         report.ended_early = early.as_ref().map(EarlyEnd::to_string);
         report.partial = early.is_some();
-        report.ok = early.is_none() && report.kept_every_promise();
+        let answered = report.run.as_ref().is_none_or(|run| run.numbers.operations > 0 || run.numbers.failures.is_empty());
+        report.ok = early.is_none() && answered && report.kept_every_promise();
         Ok(report)
     }
 }
@@ -166,27 +172,31 @@ fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
     Ok(Books { ledger, journal })
 }
 
+/// Reads what `device --json` wrote.
+fn read_probe(path: &Path) -> anyhow::Result<DeviceReport> {
+    DeviceReport::read_json(path).with_context(|| format!("--device {}", path.display()))
+}
+
 /// What part of the device's own speed the run reached: its nearest cell has the value's size, the workers in flight
 /// as depth, and the run's share of reads.
 fn share_of_device(
-    path: &Path,
+    probe: &DeviceReport,
     args: &RunArgs,
     settings: &Settings,
     run: &PhaseReport,
-) -> anyhow::Result<Option<DeviceShare>> {
-    let probe = DeviceReport::read_json(path).with_context(|| format!("--device {}", path.display()))?;
+) -> Option<DeviceShare> {
     let like = Cell {
         bytes: settings.workload.mean_value_bytes() as u32,
         depth: settings.clients,
         read_share: 1.0 - settings.workload.update_share(),
         durable: args.target.mode == Mode::Sync,
     };
-    let share = share::share(&probe, &like, run.numbers.ops_per_second);
-    Ok(share.map(|share| DeviceShare {
+    let share = share::share(probe, &like, run.numbers.ops_per_second)?;
+    Some(DeviceShare {
         cell: share.cell.name(),
         ops_per_second: share.cell.ops_s,
         share: share.share,
-    }))
+    })
 }
 
 /// The files that a run will write are begun before it starts.
