@@ -94,7 +94,12 @@ impl Visit for Run<'_> {
 
     async fn visit<C: Connect>(self, connect: C, settings: Vec<(String, String)>) -> anyhow::Result<Report> {
         let Run { args, subject, plan, interrupt } = self;
-        session::supported(&connect, &subject.spec)?;
+        // Before anything is loaded: a step's workload is looked at here as well.
+        for spec in std::iter::once(&subject.spec)
+            .chain(plan.steps().iter().filter_map(|step| step.workload.as_ref()))
+        {
+            session::supported(&connect, spec)?;
+        }
         let probe = args.device.as_deref().map(DeviceReport::read_json).transpose().context("--device")?;
         let target = args.target.name();
         let mut settings = Settings::new(&subject, &plan, target.name(), settings);
@@ -137,13 +142,18 @@ impl Visit for Run<'_> {
             verify.add(&measured, session.records(), unread);
             report.verify = Some(verify);
         }
-        if let Some(journal) = &session.books().journal {
-            journal.finish()?;
+        let recorded = session.books().journal.as_ref().map_or(Ok(()), Journal::finish);
+        // What was measured is told, whatever goes wrong on the way out.
+        for error in [recorded.err(), session.finish().err()].into_iter().flatten() {
+            early.get_or_insert(EarlyEnd::Hopeless(format!("{error:#}")));
         }
-        session.finish()?;
         report.ended_early = early.as_ref().map(EarlyEnd::to_string);
         report.partial = early.is_some();
-        report.ok = early.is_none() && report.kept_every_promise();
+        let answered = report
+            .run
+            .as_ref()
+            .is_none_or(|run| run.numbers.operations > 0 || run.numbers.failures.is_empty());
+        report.ok = early.is_none() && answered && report.kept_every_promise();
         Ok(report)
     }
 }

@@ -136,7 +136,11 @@ impl<C: Connect> Session<C> {
             let begun = Instant::now();
             let connect = self.connect.clone();
             let settled = tokio::task::spawn_blocking(move || connect.settle());
-            self.interrupt.or_interrupted(async { settled.await.context("settling failed")? }).await?;
+            tokio::select! {
+                settled = settled => settled.context("settling failed")??,
+                // What was loaded is told all the same.
+                () = self.interrupt.raised() => loaded.outcome.early = Some(EarlyEnd::Interrupted),
+            }
             loaded.settled = begun.elapsed();
             self.look(&meter).await;
             loaded.used = meter.borrow().used();

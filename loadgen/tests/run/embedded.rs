@@ -1,0 +1,184 @@
+//! The embedded engine: the store in the load generator's own threads, on a file.
+
+use nix::sys::signal::Signal;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use serde_json::Value;
+
+use crate::outside::Folder;
+
+/// A small device of small chunks.
+const SMALL: &str = "--target engine --capacity 40MiB --set chunk_bytes=256KiB";
+
+fn run(args: &str) -> String {
+    format!("run --json {{}}/json {SMALL} {args}")
+}
+
+/// Loaded, measured and read back in each mode, by one shard and by two; found again by later processes.
+async fn is_kept(mode: &str, threads: u32) {
+    let folder = Folder::new();
+    let common = format!("--data {{}}/data --mode {mode} --threads {threads}");
+    let sizes = format!("--records 300 --value-size 256 --clients 8 {common}");
+    let args = run(&format!("{sizes} --operations 800 --verify --record {{}}/acknowledged"));
+    folder.ends(0, &args).await.tells(&[&format!("engine, {mode}, plain")]);
+    let json = folder.json();
+    assert_eq!((&json["settings"]["mode"], &json["settings"]["threads"]), (&mode.into(), &threads.into()));
+    assert_eq!((&json["run"]["operations"], &json["verify"]["intact"]), (&800.into(), &300.into()));
+    assert_eq!(json["settings"]["target_settings"]["chunk_bytes"], "262144");
+    let device = json["run"]["servers"]["device_bytes_per_user_byte"]["max"].as_f64().unwrap();
+    assert!(device >= 1.0, "{device}");
+    assert!(json["space_amplification"].as_f64().unwrap() >= 1.0);
+
+    let verify = format!("verify {{}}/acknowledged --json {{}}/json --target engine {common}");
+    folder.ends(0, &verify).await;
+    assert_eq!(folder.json()["verify"]["intact"], 300);
+
+    folder.ends(0, &run(&format!("{sizes} --skip-load --operations 500 --workload c --verify"))).await;
+    let json = folder.json();
+    assert_eq!((&json["load"], &json["run"]["not_found"]), (&Value::Null, &0.into()));
+    assert_eq!(json["verify"]["intact"], 300);
+}
+
+#[tokio::test]
+async fn one_shard_keeps_what_it_acknowledged() {
+    is_kept("sync", 1).await;
+}
+
+#[tokio::test]
+async fn one_shard_keeps_what_it_acknowledged_without_syncs() {
+    is_kept("nosync", 1).await;
+}
+
+#[tokio::test]
+async fn two_shards_keep_what_they_acknowledged() {
+    is_kept("sync", 2).await;
+}
+
+#[tokio::test]
+async fn two_shards_keep_what_they_acknowledged_without_syncs() {
+    is_kept("nosync", 2).await;
+}
+
+#[tokio::test]
+async fn inserts_and_scans_over_two_shards() {
+    let folder = Folder::new();
+    let sizes = "--records 100 --operations 300 --value-size 100 --threads 2 --clients 6 --verify";
+    for workload in ["d", "e", "f"] {
+        folder.ends(0, &run(&format!("{sizes} --workload {workload}"))).await;
+        let json = folder.json();
+        let inserts = json["run"]["inserts"]["count"].as_u64().unwrap_or(0);
+        assert_eq!(json["verify"]["intact"], 100 + inserts, "{workload}");
+    }
+    assert!(!folder.path("data").exists());
+}
+
+/// The device fills up while it is loaded: all that was acknowledged is there, in this process and the next.
+#[tokio::test]
+async fn a_device_too_small_for_the_records_loses_nothing() {
+    let folder = Folder::new();
+    let args = "--data {}/data --records 20000 --value-size 8KiB --verify --record {}/acknowledged";
+    let output = folder.ends(1, &run(args)).await;
+    output.tells(&["Ended early: the target's space is used up. These results are partial."]);
+    let json = folder.json();
+    assert_eq!((&json["partial"], &json["ok"], &json["run"]), (&true.into(), &false.into(), &Value::Null));
+    let loaded = json["load"]["operations"].as_u64().unwrap();
+    assert!((1_000..20_000).contains(&loaded), "{loaded}");
+    assert_eq!((&json["verify"]["intact"], &json["verify"]["lost"]), (&loaded.into(), &0.into()));
+    assert!(json["load"]["failures"]["full"]["count"].as_u64().unwrap() >= 1);
+    folder.ends(0, "verify {}/acknowledged --json {}/json --target engine --data {}/data").await;
+    assert_eq!(folder.json()["verify"]["lost"], 0);
+}
+
+/// It fills up in the timed phase.
+#[tokio::test]
+async fn a_device_too_small_for_the_updates_loses_nothing() {
+    let folder = Folder::new();
+    let args = "--mode nosync --records 200 --value-size 16KiB --workload w --operations 100000 --verify";
+    folder.ends(1, &run(args)).await.tells(&["Load: 200 records", "Run: ", "the target's space is used up"]);
+    let json = folder.json();
+    assert_eq!((&json["load"]["operations"], &json["verify"]["intact"]), (&200.into(), &200.into()));
+    let updates = json["run"]["operations"].as_u64().unwrap();
+    assert!((500..100_000).contains(&updates), "{updates}");
+    assert_eq!((&json["partial"], &json["verify"]["lost"]), (&true.into(), &0.into()));
+}
+
+#[tokio::test]
+async fn an_interrupted_run_leaves_a_store_that_opens() {
+    let folder = Folder::new();
+    let args = "--data {}/data --mode nosync --records 100 --value-size 64 --rate 500 --seconds 600 --record {}/acknowledged";
+    let mut under_way = folder.starts(&run(args));
+    // The device is open when the record is begun; one that runs is nobody else's.
+    while !folder.path("acknowledged").exists() {
+        assert!(under_way.runs());
+        tokio::task::yield_now().await;
+    }
+    let elsewhere = folder.path("data");
+    let second = format!("run {SMALL} --data {} --skip-load", elsewhere.display());
+    folder.ends(1, &second).await.complains(&["engine.terrane", "in use"]);
+    under_way.signal(Signal::SIGINT);
+    let ended = under_way.end().await.with(130);
+    assert!(
+        ended.stdout.contains("it was interrupted") || ended.stderr.contains("interrupted"),
+        "{}",
+        ended.stderr
+    );
+    let acknowledged = folder.path("acknowledged").metadata().unwrap().len() > 64;
+    let verify = "verify {}/acknowledged --target engine --data {}/data";
+    // Interrupted before its first write it has nothing to verify.
+    folder.ends(i32::from(!acknowledged), verify).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_by_name() {
+    let folder = Folder::new();
+    let tiny = "--records 5 --operations 5";
+    for (args, words) in [
+        (format!("{SMALL} {tiny} --set x=1"), &["--set x: unknown", "chunk_bytes", "cache_bytes"][..]),
+        (format!("{SMALL} {tiny} --pin 4000"), &["pin", "CPU 4000"]),
+        (format!("{SMALL} {tiny} --ttl 5"), &["unsupported", "TTL"]),
+        (format!("--target engine {tiny} --capacity 2MiB"), &["too few", "at least"]),
+        (format!("{SMALL} {tiny} --data /proc/nothing"), &["/proc/nothing"]),
+        (format!("--target rocksdb {tiny}"), &["rocksdb", "--features rocksdb"]),
+        (format!("--target rocksdb --blob {tiny}"), &["blobdb", "--features rocksdb"]),
+        (format!("--target etcd {tiny}"), &["etcd", "--features etcd"]),
+    ] {
+        // Where a peer is compiled in there is nothing to refuse.
+        let feature = words.last().unwrap().strip_prefix("--features ");
+        if feature.is_some_and(is_compiled_in) {
+            continue;
+        }
+        folder.ends(1, &format!("run {args}")).await.complains(words);
+    }
+    folder.ends(2, &format!("run {SMALL} --skip-load")).await.complains(&["--skip-load", "--data"]);
+}
+
+fn is_compiled_in(feature: &str) -> bool {
+    match feature {
+        "rocksdb" => cfg!(feature = "rocksdb"),
+        "etcd" => cfg!(feature = "etcd"),
+        _ => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_not_opened_otherwise_than_it_was_laid_out() {
+    let folder = Folder::new();
+    let data = "--data {}/data --records 10 --operations 10";
+    folder.ends(0, &run(data)).await;
+    folder.ends(1, &run(&format!("{data} --threads 2"))).await.complains(&["1 thread", "another folder"]);
+    let args = format!("run --target engine {data} --set chunk_bytes=512KiB");
+    folder.ends(1, &args).await.complains(&["chunk_bytes=262144", "another folder"]);
+}
+
+#[tokio::test]
+async fn memory_is_no_place_for_durable_data() {
+    let shm = std::path::Path::new("/dev/shm");
+    // Where the machine has no tmpfs there is nothing to refuse.
+    if statfs(shm).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC) {
+        let folder = tempfile::tempdir_in(shm).unwrap();
+        let args = format!("--data {}", folder.path().display());
+        Folder::new()
+            .ends(1, &run(&args))
+            .await
+            .complains(&["memory (tmpfs)", folder.path().to_str().unwrap()]);
+    }
+}

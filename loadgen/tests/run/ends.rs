@@ -1,0 +1,209 @@
+//! Runs that end before their time: interrupted, abandoned by their target, out of disk. What was measured until then
+//! is kept, and what was acknowledged can be verified.
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use terrane_client::testing::{MemoryCluster, Presence};
+use terrane_client::wire::NodeId;
+
+use crate::outside::{Ended, Folder, calls, command, memory_cluster, run, verify};
+
+const FILES: &str = "--csv {}/csv --hlog {}/hlog --html {}/html --record {}/acknowledged";
+
+/// What the CSV and the log of latencies look like beside the timeline in the JSON.
+fn files_agree(folder: &Folder) {
+    let json = folder.json();
+    let timeline = json["run"]["timeline"].as_array().unwrap();
+    let csv = folder.text("csv");
+    let mut lines = csv.lines();
+    assert_eq!(
+        lines.next().unwrap(),
+        "at_seconds,seconds,step,operations,failed,reads,writes,read_p50_us,read_p99_us,write_p50_us,\
+         write_p99_us,device_written_bytes,user_bytes,cpu_seconds,resident_bytes"
+    );
+    let operations: Vec<u64> = lines.map(|line| line.split(',').nth(3).unwrap().parse().unwrap()).collect();
+    assert_eq!(operations.len(), timeline.len());
+    assert_eq!(json["run"]["operations"], operations.iter().sum::<u64>());
+    let hlog = folder.text("hlog");
+    let mut lines = hlog.lines();
+    assert!(lines.next().unwrap().starts_with("#[Logged with terrane-loadgen "), "{hlog}");
+    assert_eq!(lines.filter(|line| line.starts_with("Tag=read,")).count(), timeline.len(), "{hlog}");
+    let html = folder.text("html");
+    assert!(html.starts_with("<!DOCTYPE html>") && html.contains("</html>"), "{html}");
+}
+
+#[tokio::test]
+async fn all_files_are_written_and_agree() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    folder.ends(0, &run(&cluster, &format!("--records 50 --seconds 1.2 --rate 500 {FILES}"))).await;
+    assert!(folder.json()["run"]["timeline"].as_array().unwrap().len() >= 2);
+    files_agree(&folder);
+}
+
+#[tokio::test]
+async fn an_interrupted_run_keeps_what_it_measured() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let mut calls = calls(&cluster);
+    let args = format!("--records 200 --seconds 600 --clients 8 --verify {FILES}");
+    let mut under_way = folder.starts(&run(&cluster, &args));
+    under_way.until(&mut calls, |calls| calls.gets >= 500).await;
+    under_way.signal(Signal::SIGINT);
+    let ended = under_way.end().await.with(130);
+    ended.tells(&[
+        "Load: 200 records",
+        "Run: YCSB A",
+        "throughput",
+        "Ended early: it was interrupted",
+        "partial",
+    ]);
+    let json = folder.json();
+    assert_eq!((&json["partial"], &json["ok"]), (&true.into(), &false.into()));
+    assert_eq!(json["ended_early"], "it was interrupted");
+    assert_eq!(json["load"]["operations"], 200);
+    let count = |name: &str| json["run"][name]["count"].as_u64().unwrap();
+    let sent = *calls.borrow();
+    // Every answer counts, the last ones too.
+    assert_eq!((count("reads"), count("updates")), (sent.gets, sent.puts - 200));
+    assert!(json["run"]["seconds"].as_f64().unwrap() < 600.0, "the time that it lasted, not the planned one");
+    assert_eq!(json["verify"], Value::Null, "whoever interrupts does not want to wait for a read-back");
+    files_agree(&folder);
+    folder.ends(0, &verify(&cluster, "")).await;
+    assert_eq!(folder.json()["verify"]["intact"], 200);
+}
+
+#[tokio::test]
+async fn an_interrupted_load_keeps_what_it_measured() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let mut calls = calls(&cluster);
+    let mut under_way = folder.starts(&run(&cluster, &format!("--records 100000000 {FILES}")));
+    under_way.until(&mut calls, |calls| calls.puts >= 300).await;
+    under_way.signal(Signal::SIGTERM);
+    under_way.end().await.with(130).tells(&["Load: ", "inserts", "Ended early: it was interrupted"]);
+    let json = folder.json();
+    assert_eq!((&json["partial"], &json["run"]), (&true.into(), &Value::Null));
+    assert_eq!(json["load"]["operations"], calls.borrow().puts);
+    folder.ends(0, &verify(&cluster, "")).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_verification_is_no_success() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    folder
+        .ends(
+            0,
+            &run(
+                &cluster,
+                "--records 20000 --clients 64 --only-load --value-size 32 --record {}/acknowledged",
+            ),
+        )
+        .await;
+    let mut calls = calls(&cluster);
+    let mut under_way = folder.starts(&verify(&cluster, "--clients 1"));
+    under_way.until(&mut calls, |calls| calls.gets >= 100).await;
+    under_way.signal(Signal::SIGINT);
+    under_way.end().await.with(130);
+    let json = folder.json();
+    let read = json["verify"]["intact"].as_u64().unwrap();
+    assert!((100..20_000).contains(&read), "{json}");
+    assert_eq!(json["verify"]["unread"].as_u64().unwrap(), 20_000 - read);
+    assert_eq!((&json["partial"], &json["ok"]), (&true.into(), &false.into()));
+}
+
+/// All nodes, so that nobody leads.
+fn all(cluster: &MemoryCluster, presence: Presence) {
+    for node in 1..=3 {
+        cluster.set_presence(NodeId(node), presence);
+    }
+}
+
+/// Signals again and again until the process has ended: the first asks for an end, the next one does not wait for it.
+async fn insist(mut under_way: crate::outside::UnderWay) -> Ended {
+    while under_way.runs() {
+        under_way.signal(Signal::SIGINT);
+        tokio::task::yield_now().await;
+    }
+    under_way.end().await
+}
+
+#[tokio::test]
+async fn a_second_signal_does_not_wait_for_answers() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let mut calls = calls(&cluster);
+    let mut under_way = folder.starts(&run(&cluster, "--records 10 --seconds 600"));
+    under_way.until(&mut calls, |calls| calls.gets >= 100).await;
+    all(&cluster, Presence::Hung);
+    insist(under_way).await.with(130);
+}
+
+/// Nobody answers the first connection: the run can be ended all the same.
+#[tokio::test]
+async fn a_run_that_still_connects_can_be_interrupted() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    all(&cluster, Presence::Hung);
+    let mut under_way = folder.starts(&run(&cluster, "--records 10"));
+    while cluster.connections(NodeId(1)) == 0 {
+        assert!(under_way.runs());
+        tokio::task::yield_now().await;
+    }
+    insist(under_way).await.with(130);
+}
+
+/// The cluster dies in the middle of the timed phase, for good.
+#[tokio::test]
+async fn a_cluster_that_goes_down_is_counted_and_said() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let mut calls = calls(&cluster);
+    let args = format!("--records 50 --seconds 1 --clients 4 --verify {FILES}");
+    let mut under_way = folder.starts(&run(&cluster, &args));
+    under_way.until(&mut calls, |calls| calls.gets >= 100).await;
+    all(&cluster, Presence::Down);
+    let ended = under_way.end().await.with(1);
+    ended.tells(&["Load: 50 records", "Run: ", "failed operations, run", "FAILED"]);
+    let json = folder.json();
+    assert!(json["run"]["operations"].as_u64().unwrap() >= 100);
+    let failures = json["run"]["failures"].as_object().unwrap();
+    assert!(failures.contains_key("timed_out") || failures.contains_key("outcome_unknown"), "{failures:?}");
+    assert_eq!(json["verify"]["intact"], 0);
+    assert_eq!(json["verify"]["unread"], 50);
+    files_agree(&folder);
+}
+
+/// Reports that cannot be written are said, after the tables.
+#[tokio::test]
+async fn a_report_that_finds_the_disk_full_is_said() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let addr = cluster.addresses().join(",");
+    for (option, said) in [("--json", "/dev/full"), ("--csv", "/dev/full"), ("--html", "/dev/full")] {
+        let args = format!("run --addr {addr} --records 20 --operations 20 {option} /dev/full");
+        let ended = folder.ends(1, &args).await;
+        ended.tells(&["Load: 20 records", "Run: ", "throughput"]);
+        ended.complains(&[said, "No space left"]);
+    }
+    // These are begun before anything is sent.
+    for option in ["--hlog", "--record"] {
+        let args = format!("run --addr {addr} --records 20 --operations 20 {option} /dev/full");
+        folder.ends(1, &args).await.complains(&["/dev/full", "No space left"]);
+    }
+}
+
+/// The record meets the limit of a file's size in the middle of the load: that ends it, and what it holds is true.
+#[tokio::test]
+async fn a_record_that_cannot_grow_ends_the_phase() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args = run(&cluster, "--records 40000 --value-size 32 --clients 64 --record {}/acknowledged");
+    // The limit's unit is 512 bytes or 1 KiB, as the shell likes; the signal that comes with it is ignored.
+    let limited =
+        ["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_terrane-loadgen")];
+    let plain = folder.command(&args);
+    let mut shell = command("sh", &folder.path("."), "");
+    shell.args(limited).args(plain.as_std().get_args());
+    let ended = Ended::of(shell.output().await.unwrap()).with(1);
+    ended.tells(&["Load: 40,000 records", "can no longer be recorded", "File too large", "partial"]);
+    let json = folder.json();
+    assert_eq!((&json["partial"], &json["ok"], &json["run"]), (&true.into(), &false.into(), &Value::Null));
+    let done = json["load"]["operations"].as_u64().unwrap();
+    assert!((1000..40_000).contains(&done), "{done}");
+    folder.ends(0, &verify(&cluster, "")).await;
+    let json = folder.json();
+    assert!(json["verify"]["intact"].as_u64().unwrap() >= 1000, "{json}");
+}

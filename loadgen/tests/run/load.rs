@@ -1,0 +1,183 @@
+//! What is sent, how fast, by how many, and how closely it is checked.
+
+use serde_json::Value;
+use terrane_client::testing::Fault;
+use terrane_client::wire::{ErrorReply, Request};
+
+use crate::outside::{Folder, calls, memory_cluster, run};
+
+fn sum(numbers: &Value) -> u64 {
+    numbers.as_object().unwrap().values().map(|failure| failure["count"].as_u64().unwrap()).sum()
+}
+
+/// What became of what was due: answered, failed, or never sent.
+fn accounted(step: &Value) -> u64 {
+    step["operations"].as_u64().unwrap() + step["unsent"].as_u64().unwrap() + sum(&step["failures"])
+}
+
+#[tokio::test]
+async fn an_open_loop_accounts_for_all_that_was_due() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    folder.ends(0, &run(&cluster, "--records 100 --rate 400 --seconds 1 --clients 8 --workload b")).await;
+    let json = folder.json();
+    let run = &json["run"];
+    assert_eq!(accounted(run), 400);
+    assert_eq!(run["lag"]["count"], run["operations"]);
+    assert_eq!(run["steps"][0]["offered_per_second"], 400.0);
+    assert_eq!(json["settings"]["profile"], serde_json::json!(["400/s"]));
+    assert_eq!(run["seconds"], 1.0);
+}
+
+/// One worker, and answers that come too seldom: what it cannot send is said.
+#[tokio::test]
+async fn a_rate_that_is_not_reached_is_said() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args = "--records 1 --rate 50k --seconds 0.5 --clients 1 --workload c";
+    let output = folder.ends(0, &run(&cluster, args)).await;
+    let json = folder.json();
+    assert_eq!(accounted(&json["run"]), 25_000);
+    assert!(json["run"]["unsent"].as_u64().unwrap() > 0, "one connection answers 50,000 times a second?");
+    assert!(json["warnings"].to_string().contains("due and never sent"), "{json}");
+    output.tells(&["operations due and never sent"]);
+}
+
+#[tokio::test]
+async fn each_step_of_a_profile_has_its_own_numbers() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args = "--records 50 --clients 8 --workload w --profile c:max@0.3,500@0.5,200..800/3@0.6";
+    let output = folder.ends(0, &run(&cluster, args)).await;
+    let json = folder.json();
+    let steps = json["run"]["steps"].as_array().unwrap();
+    let names: Vec<&str> = steps.iter().map(|step| step["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["c:max@0.3", "500@0.5", "200/s", "500/s", "800/s"]);
+    let paces: Vec<&str> = steps.iter().map(|step| step["pace"].as_str().unwrap()).collect();
+    assert_eq!(paces, ["max", "500/s", "200/s", "500/s", "800/s"]);
+    output.tells(&names);
+    // The first only reads, the others only write.
+    assert_eq!(steps[0]["reads"]["count"], steps[0]["operations"]);
+    assert_eq!((&steps[0]["updates"], &steps[0]["lag"]), (&Value::Null, &Value::Null));
+    for (step, offered) in steps[1..].iter().zip([250, 40, 100, 160]) {
+        assert_eq!(accounted(step), offered, "{step}");
+        assert_eq!((&step["reads"], &step["measured"]), (&Value::Null, &true.into()));
+        assert_eq!(step["updates"]["count"], step["operations"]);
+    }
+    let all: u64 = steps.iter().map(|step| step["operations"].as_u64().unwrap()).sum();
+    assert_eq!(json["run"]["operations"], all);
+    assert_eq!(json["settings"]["seconds"].as_f64().unwrap().mul_add(10.0, 0.5) as u64, 14);
+}
+
+#[tokio::test]
+async fn a_warm_up_does_not_count() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let mut calls = calls(&cluster);
+    folder.ends(0, &run(&cluster, "--records 50 --warmup 0.3 --operations 400 --workload c")).await;
+    let json = folder.json();
+    let steps = &json["run"]["steps"];
+    assert_eq!((&steps[0]["name"], &steps[0]["measured"]), (&"warm-up".into(), &false.into()));
+    assert_eq!((&steps[1]["operations"], &json["run"]["operations"]), (&400.into(), &400.into()));
+    let warm = steps[0]["operations"].as_u64().unwrap();
+    assert!(warm > 0);
+    assert_eq!(calls.borrow_and_update().gets, warm + 400);
+    assert_eq!(json["settings"]["warmup_seconds"], 0.3);
+}
+
+#[tokio::test]
+async fn connections_times_pipeline_are_the_clients() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args = "--records 60 --operations 300 --threads 2 --connections 3 --pipeline 5 --pin 0 --verify";
+    folder.ends(0, &run(&cluster, args)).await;
+    let json = folder.json();
+    let settings = &json["settings"];
+    let shape = ["clients", "connections", "threads"].map(|name| settings[name].as_u64().unwrap());
+    assert_eq!(shape, [15, 3, 2]);
+    assert_eq!(settings["pinned_to"], serde_json::json!([0]));
+    assert_eq!(json["verify"]["intact"], 60);
+}
+
+#[tokio::test]
+async fn a_cpu_that_is_not_there_is_named() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    folder.ends(1, &run(&cluster, "--pin 4000")).await.complains(&["pin", "CPU 4000"]);
+    folder.ends(1, &run(&cluster, "--pin 1000")).await.complains(&["pin", "CPU 1000"]);
+}
+
+#[tokio::test]
+async fn inserts_scans_and_read_modify_writes_are_sent_and_checked() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let common = "--records 80 --operations 600 --clients 4 --value-size 64 --verify";
+    folder.ends(0, &run(&cluster, &format!("{common} --workload d"))).await;
+    let json = folder.json();
+    let inserts = json["run"]["inserts"]["count"].as_u64().unwrap();
+    assert!(inserts > 0);
+    assert_eq!(json["verify"]["intact"], 80 + inserts, "what was inserted is read back too");
+
+    folder.ends(0, &run(&cluster, &format!("{common} --workload e"))).await;
+    let json = folder.json();
+    let scans = json["run"]["scans"]["count"].as_u64().unwrap();
+    let inserts = json["run"]["inserts"]["count"].as_u64().unwrap();
+    assert_eq!(scans + inserts, 600);
+    assert!(json["run"]["records"].as_u64().unwrap() > scans + inserts, "a scan has many rows");
+
+    folder.ends(0, &run(&cluster, &format!("{common} --workload f"))).await;
+    let json = folder.json();
+    let both = json["run"]["read_modify_writes"]["count"].as_u64().unwrap();
+    assert_eq!(both + json["run"]["reads"]["count"].as_u64().unwrap(), 600);
+    assert_eq!(json["verify"]["lost"], 0);
+}
+
+#[tokio::test]
+async fn what_the_cluster_cannot_do_is_refused_by_name() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let calls = calls(&cluster);
+    std::fs::write(folder.path("many.toml"), "[mix]\nread = 0.5\nmulti_get = 0.5\n").unwrap();
+    std::fs::write(folder.path("batch.toml"), "[mix]\nread = 0.5\nbatch = 0.5\n").unwrap();
+    for (args, words) in [
+        ("--workload {}/many.toml", &["unsupported: workload 'many'", "multi-get"][..]),
+        ("--workload {}/batch.toml", &["unsupported: workload 'batch'", "batch"]),
+        ("--ttl 60", &["unsupported: workload 'a'", "TTL"]),
+        // Of a step of a profile, too, and before anything is loaded.
+        ("--profile c:max@0.1,{}/many.toml:max@0.1", &["unsupported: workload 'many'", "multi-get"]),
+    ] {
+        folder.ends(1, &run(&cluster, &format!("--records 10 {args}"))).await.complains(words);
+    }
+    assert_eq!(calls.borrow().puts, 0);
+}
+
+/// A cluster that once says of a record that it is not there: a broken promise only to who keeps a ledger.
+#[tokio::test]
+async fn checks_are_as_close_as_asked_for() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let forget_once = || {
+        let mut gets = 0;
+        cluster.on_call(move |call| match call.request {
+            Request::Get { .. } => {
+                gets += 1;
+                if gets == 50 { Fault::Answer(ErrorReply::NotFound) } else { Fault::None }
+            }
+            _ => Fault::None,
+        });
+    };
+    let args = "--records 20 --operations 100 --workload c --check";
+    forget_once();
+    folder.ends(0, &run(&cluster, &format!("{args} values"))).await;
+    assert_eq!(folder.json()["run"]["not_found"], 1);
+    forget_once();
+    folder.ends(1, &run(&cluster, &format!("{args} ledger"))).await.tells(&["FAILED", "missing"]);
+    folder.ends(2, &run(&cluster, &format!("{args} values --verify"))).await.complains(&["--check ledger"]);
+}
+
+/// Whoever keeps no ledger still finds what is no value of its key.
+#[tokio::test]
+async fn damage_is_found_without_a_ledger() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    folder.ends(0, &run(&cluster, "--records 20 --only-load")).await;
+    let client = cluster.client().await.unwrap();
+    let rows = client.scan(.., 20).await.unwrap();
+    client.put(rows[0].key.clone(), rows[1].value.clone()).await.unwrap();
+    let args = "--records 20 --skip-load --operations 400 --workload c --distribution sequential";
+    let output = folder.ends(1, &run(&cluster, &format!("{args} --check values"))).await;
+    output.tells(&["FAILED", "broken promise", std::str::from_utf8(&rows[0].key).unwrap()]);
+    // The ledger of a run that loaded nothing is empty, and reading back checks the values alone.
+    folder.ends(1, &run(&cluster, "--records 20 --skip-load --operations 1 --verify")).await;
+    assert_eq!(folder.json()["verify"]["lost"], 1);
+}
