@@ -107,6 +107,14 @@ impl Visit for Run<'_> {
             settings.mode = Some(args.target.mode.name());
             settings.config = Some(args.target.config.name());
         }
+        if connect.blocks() {
+            (settings.threads, settings.connections) = (settings.clients, settings.clients);
+        }
+        settings.check = match args.check {
+            Check::Values => "values",
+            Check::Ledger if connect.tells_versions() => "ledger",
+            Check::Ledger => "presence",
+        };
         let machine = Machine::of(args.target.data.as_deref());
         let mut report = Report::begin("run", machine, settings);
         let books = books(args, &subject)?;
@@ -134,12 +142,16 @@ impl Visit for Run<'_> {
         if let (Some(probe), Some(run)) = (&probe, &report.run) {
             report.device = share_of_device(probe, args, &report.settings, run);
         }
-        // Inserts made the store larger than it was loaded.
-        report.note_space(live_bytes * session.records() as f64 / records as f64);
+        // Of a store that was not loaded to its end, nobody knows how much is live.
+        if args.skip_load || report.load.as_ref().is_some_and(|load| load.numbers.operations >= records) {
+            // Inserts made it larger than it was loaded.
+            report.note_space(live_bytes * session.records() as f64 / records as f64);
+        }
         if args.verify && early != Some(EarlyEnd::Interrupted) {
             let mut verify = VerifyReport::default();
             let (measured, unread) = session.read_back(0, session.records()).await?;
             verify.add(&measured, session.records(), unread);
+            early = early.or(measured.early().cloned());
             report.verify = Some(verify);
         }
         let recorded = session.books().journal.as_ref().map_or(Ok(()), Journal::finish);

@@ -3,7 +3,7 @@
 use nix::sys::resource::{UsageWho, getrusage};
 
 /// CPU time in microseconds, bytes that this process caused the device to read and write (`/proc/self/io`, which
-/// counts direct I/O), and resident memory. What cannot be read is left out.
+/// counts direct I/O), and resident memory, now and at its fullest. What cannot be read is left out.
 pub fn counters() -> Vec<(&'static str, u64)> {
     let mut counters = Vec::new();
     if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
@@ -18,7 +18,9 @@ pub fn counters() -> Vec<(&'static str, u64)> {
         counters.extend(number_after(&io, field).map(|bytes| (name, bytes)));
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    counters.extend(number_after(&status, "VmRSS:").map(|kib| ("rss_bytes", kib * 1024)));
+    for (field, name) in [("VmRSS:", "rss_bytes"), ("VmHWM:", "rss_max_bytes")] {
+        counters.extend(number_after(&status, field).map(|kib| (name, kib * 1024)));
+    }
     counters
 }
 
@@ -43,7 +45,7 @@ mod tests {
     #[test]
     fn this_process_has_counters() {
         let counters = counters();
-        for name in ["cpu_us", "proc_write_bytes", "rss_bytes"] {
+        for name in ["cpu_us", "proc_write_bytes", "rss_bytes", "rss_max_bytes"] {
             assert!(counters.iter().any(|(known, _)| *known == name), "{name} in {counters:?}");
         }
     }

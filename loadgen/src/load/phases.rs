@@ -306,6 +306,9 @@ impl Job for Load {
     }
 }
 
+/// A target that has answered nothing for this long is dead: going on would only count failures.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// The timed phase: operations as the workload says, when the plan says.
 #[derive(Debug)]
 pub(crate) struct Timed {
@@ -321,6 +324,8 @@ pub(crate) struct Timed {
     pub(crate) seed: u64,
     /// Told of every success on one record, if someone is going to be killed.
     pub(crate) watch: Option<Arc<OutageWatch>>,
+    /// When an operation last succeeded, in milliseconds from the phase's start.
+    pub(crate) last_success_ms: AtomicU64,
 }
 
 impl Job for Timed {
@@ -347,8 +352,12 @@ impl Job for Timed {
                 let slot = Slot { step: number, due: due.unwrap_or(now), open, ends: step.ends() };
                 nth += 1;
                 match self.one(&worker, slot, chooser, &mut rng, op_number(TIMED, nth)).await {
-                    Ok(()) => streak = 0,
+                    Ok(()) => {
+                        streak = 0;
+                        self.note_success(&worker);
+                    }
                     Err(failure) => {
+                        self.give_up_on_silence(&worker, &failure);
                         worker.failure(number, failure, streak).await;
                         streak += 1;
                     }
@@ -359,6 +368,24 @@ impl Job for Timed {
 }
 
 impl Timed {
+    fn note_success<T: Target>(&self, worker: &Worker<T>) {
+        let now = worker.elapsed(Instant::now()).as_millis() as u64;
+        self.last_success_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Ends the phase if nobody has had an answer for long.
+    fn give_up_on_silence<T: Target>(&self, worker: &Worker<T>, failure: &Failure) {
+        let last = Duration::from_millis(self.last_success_ms.load(Ordering::Relaxed));
+        let silence = worker.elapsed(Instant::now()).saturating_sub(last);
+        if silence > SILENCE_MAX {
+            worker.stop(EarlyEnd::Hopeless(format!(
+                "no operation has succeeded for {:.0} s, last: {}",
+                silence.as_secs_f64(),
+                failure.message
+            )));
+        }
+    }
+
     /// One operation.
     async fn one<T: Target>(
         &self,
@@ -532,6 +559,7 @@ mod tests {
             population: Arc::new(Population::new(records)),
             seed: 1,
             watch: None,
+            last_success_ms: AtomicU64::new(0),
         });
         (run(&shape(2, 6), target, &job).unwrap(), job)
     }
@@ -691,6 +719,7 @@ mod tests {
             population: Arc::new(Population::new(50)),
             seed: 1,
             watch: None,
+            last_success_ms: AtomicU64::new(0),
         });
         // A single worker: while it waits, nobody else sends what is due.
         let outcome = run(&shape(1, 1), &target, &job).unwrap();

@@ -181,8 +181,22 @@ impl Plan {
 
     /// The name of the step at a moment of the phase.
     pub(crate) fn at(&self, now: Duration) -> &str {
+        self.step_at(now).map_or("", |step| &step.name)
+    }
+
+    /// Whether the step at a moment of the phase counts.
+    pub(crate) fn is_measured(&self, now: Duration) -> bool {
+        self.step_at(now).is_none_or(|step| step.measured)
+    }
+
+    /// Whether two moments lie in the same step.
+    pub(crate) fn same_step(&self, one: Duration, other: Duration) -> bool {
+        self.step_at(one).map(|step| step.starts) == self.step_at(other).map(|step| step.starts)
+    }
+
+    fn step_at(&self, now: Duration) -> Option<&Step> {
         let step = self.steps.iter().find(|step| step.ends().is_none_or(|ends| now < ends));
-        step.or(self.steps.last()).map_or("", |step| &step.name)
+        step.or(self.steps.last())
     }
 }
 
@@ -337,6 +351,8 @@ mod tests {
         assert_eq!(plan.steps()[0].pace, Pace::Open { from: 50.0, to: 50.0 });
         let names = [0.1, 0.6, 2.0, 7.0, 9.0].map(|at| plan.at(seconds(at)));
         assert_eq!(names, ["warm-up", "50@1", "max@2", "10..30@4", "10..30@4"]);
+        assert!(!plan.is_measured(seconds(0.1)) && plan.is_measured(seconds(0.5)));
+        assert!(plan.same_step(seconds(1.5), seconds(3.4)) && !plan.same_step(seconds(1.4), seconds(1.5)));
     }
 
     #[test]

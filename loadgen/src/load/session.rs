@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::check::books::Books;
 use crate::interrupt::Interrupt;
@@ -132,20 +133,37 @@ impl<C: Connect> Session<C> {
         let live = Live::new("load", goal);
         let mut loaded =
             self.measured(&Arc::new(job), goal, None, &live, &meter, None, async |_| Ok(())).await?;
-        if loaded.early().is_none() {
-            let begun = Instant::now();
-            let connect = self.connect.clone();
-            let settled = tokio::task::spawn_blocking(move || connect.settle());
-            tokio::select! {
-                settled = settled => settled.context("settling failed")??,
-                // What was loaded is told all the same.
-                () = self.interrupt.raised() => loaded.outcome.early = Some(EarlyEnd::Interrupted),
-            }
-            loaded.settled = begun.elapsed();
-            self.look(&meter).await;
-            loaded.used = meter.borrow().used();
-        }
+        self.settle(&mut loaded, &meter).await;
         Ok(loaded)
+    }
+
+    /// Lets the store finish what the phase left over: what that uses belongs to the phase, though not to its
+    /// throughput. What goes wrong ends the run; the phase's numbers stay.
+    async fn settle(&self, phase: &mut Measured, meter: &RefCell<Meter>) {
+        if phase.early().is_some() {
+            return;
+        }
+        let begun = Instant::now();
+        let connect = self.connect.clone();
+        let (done, settled) = oneshot::channel();
+        // A thread of its own: one of the runtime's would be waited for at the end, however long a store takes.
+        let settling = std::thread::Builder::new().name("settle".to_owned()).spawn(move || {
+            // Nobody listens any more if the run was interrupted.
+            let _ = done.send(connect.settle());
+        });
+        let settled = async {
+            settling.context("cannot start a thread")?;
+            settled.await.context("the thread that waits for the store ended without a word")?
+        };
+        tokio::select! {
+            settled = settled => if let Err(error) = settled {
+                phase.outcome.early = Some(EarlyEnd::Hopeless(format!("the store did not settle: {error:#}")));
+            },
+            () = self.interrupt.raised() => phase.outcome.early = Some(EarlyEnd::Interrupted),
+        }
+        phase.settled = begun.elapsed();
+        self.look(meter).await;
+        phase.used = meter.borrow().used();
     }
 
     /// Sends the workload as planned. While it runs, `meanwhile` may do things to the target; it is given the phase's
@@ -172,8 +190,12 @@ impl<C: Connect> Session<C> {
             population: self.population.clone(),
             seed: self.subject.seed,
             watch,
+            last_success_ms: AtomicU64::new(0),
         };
-        self.measured(&Arc::new(job), goal(plan), Some(plan), live, meter, log, meanwhile).await
+        let mut timed =
+            self.measured(&Arc::new(job), goal(plan), Some(plan), live, meter, log, meanwhile).await?;
+        self.settle(&mut timed, meter).await;
+        Ok(timed)
     }
 
     /// Reads the records `first`..`end` back and holds them against what was acknowledged; gives how many could not be
@@ -268,14 +290,16 @@ impl<C: Connect> Session<C> {
             let step = plan.map_or("", |plan| plan.at(elapsed));
             live.show(&mut shown, elapsed, step, &recent);
             diary.recent.add(&recent);
-            if diary.is_due(elapsed) || finished {
+            // A step's end ends the second too, so that each belongs to one step.
+            let crossed = plan.is_some_and(|plan| !plan.same_step(diary.written, elapsed));
+            if diary.is_due(elapsed) || crossed || finished {
                 for (node, look) in self.connect.looks().await {
                     meter.borrow_mut().look(node, look);
                 }
-                // A second belongs to the step that it lies in for the most part.
-                let middle = (diary.written + elapsed) / 2;
-                let step = plan.map_or("", |plan| plan.at(middle));
-                diary.write(elapsed, step, &meter.borrow().used(), own_cpu())?;
+                let begun = diary.written;
+                let step = plan.map_or("", |plan| plan.at(begun));
+                let measured = plan.is_none_or(|plan| plan.is_measured(begun));
+                diary.write(elapsed, step, measured, &meter.borrow().used());
             }
             if finished {
                 return Ok(());
@@ -334,7 +358,6 @@ struct Diary<'a> {
     written: Duration,
     /// Bytes of keys and values acknowledged so far.
     user_bytes: u64,
-    cpu_before: Duration,
     timeline: Vec<Second>,
     warnings: Vec<String>,
     log: Option<&'a mut Log>,
@@ -348,7 +371,6 @@ impl<'a> Diary<'a> {
             recent: Recent::new(),
             written: Duration::ZERO,
             user_bytes: 0,
-            cpu_before: own_cpu(),
             timeline: Vec::new(),
             warnings: Vec::new(),
             log,
@@ -361,23 +383,16 @@ impl<'a> Diary<'a> {
     }
 
     /// Notes the second that ends now.
-    fn write(
-        &mut self,
-        elapsed: Duration,
-        step: &str,
-        used: &BTreeMap<u64, Used>,
-        own_cpu: Duration,
-    ) -> anyhow::Result<()> {
+    fn write(&mut self, elapsed: Duration, step: &str, measured: bool, used: &BTreeMap<u64, Used>) {
         let length = elapsed.saturating_sub(self.written);
         if length.is_zero() {
-            return Ok(());
+            return;
         }
         let (reads, writes) = (&self.recent.reads, &self.recent.writes);
         let us = |histogram: &hdrhistogram::Histogram<u64>, quantile| {
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile) as f64 / 1e3)
         };
         self.user_bytes += self.recent.written_bytes;
-        let servers_cpu = sum(used.values(), |used| used.counters.cpu_us).map(Duration::from_micros);
         let second = Second {
             at_seconds: elapsed.as_secs_f64(),
             seconds: length.as_secs_f64(),
@@ -395,12 +410,18 @@ impl<'a> Diary<'a> {
             }),
             // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
             user_bytes: sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes))),
-            cpu_seconds: Some(servers_cpu.unwrap_or(own_cpu.saturating_sub(self.cpu_before)).as_secs_f64()),
+            cpu_seconds: sum(used.values(), |used| used.counters.cpu_us).map(|us| us as f64 / 1e6),
             resident_bytes: sum(used.values(), |used| used.gauges.resident_bytes),
         };
-        if let Some(log) = &mut self.log {
-            log.interval("read", self.written, length, reads)?;
-            log.interval("write", self.written, length, writes)?;
+        if let Some(log) = self.log.take_if(|_| measured) {
+            let logged = log
+                .interval("read", self.written, length, reads)
+                .and_then(|()| log.interval("write", self.written, length, writes));
+            match logged {
+                Ok(()) => self.log = Some(log),
+                // The measurement is worth more than its log.
+                Err(error) => self.warnings.push(format!("the latency log ends here: {error:#}")),
+            }
         }
         self.timeline.push(second);
         self.recent.clear();
@@ -415,7 +436,6 @@ impl<'a> Diary<'a> {
             // Once for each jump.
             (self.wall, self.started) = (SystemTime::now(), Instant::now());
         }
-        Ok(())
     }
 
     /// Notes that the load generator itself was not run for a while.

@@ -17,6 +17,7 @@ pub(crate) const CPU_US: &str = "cpu_us";
 pub(crate) const DEVICE_WRITTEN_BYTES: &str = "device_written_bytes";
 pub(crate) const PROC_WRITE_BYTES: &str = "proc_write_bytes";
 pub(crate) const RSS_BYTES: &str = "rss_bytes";
+pub(crate) const RSS_MAX_BYTES: &str = "rss_max_bytes";
 pub(crate) const USED_BYTES: &str = "used_bytes";
 pub(crate) const USER_BYTES: &str = "user_bytes";
 

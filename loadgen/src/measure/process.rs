@@ -20,10 +20,14 @@ pub(crate) fn look(pid: Option<u32>) -> anyhow::Result<Look> {
         let path = folder.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     };
+    let io = read("io")?;
+    // The kernel counts a page of the page cache when it is dirtied. What was truncated or deleted before it was
+    // written never reached the device: it is counted apart, and taken off.
+    let cancelled = field(&io, "cancelled_write_bytes:").unwrap_or(0);
     let counters = Counters {
         cpu_us: cpu_us(&read("stat")?),
         device_written_bytes: None,
-        proc_write_bytes: field(&read("io")?, "write_bytes:"),
+        proc_write_bytes: field(&io, "write_bytes:").map(|written| written.saturating_sub(cancelled)),
         user_bytes: None,
     };
     let status = read("status")?;

@@ -10,7 +10,8 @@
 //! warnings                what makes the numbers doubtful
 //! machine                 cpu, cores, memory, kernel, device, date, command line
 //! settings                target, mode, config (embedded targets), workload (as data), records, clients, connections,
-//!                         threads, pinned_to, seed, profile (the steps' paces), warmup_seconds, seconds or operations (what bounds the
+//!                         threads, pinned_to, check (ledger: no older than acknowledged; presence: as far as a target
+//!                         without versions tells; values: each by itself), seed, profile (the steps' paces), warmup_seconds, seconds or operations (what bounds the
 //!                         timed phase), target_settings, nodes, shards (demo only)
 //! load, run               a phase, or null if it was not run:
 //!   seconds, operations, ops_per_second
@@ -25,7 +26,8 @@
 //!   per_second            successful operations in each second, warm-up included
 //!   steps                 name, pace, measured, starts_seconds, and the same numbers as the phase; offered_per_second
 //!   timeline              second by second: see `measure/timeline.rs`
-//!   settle_seconds        after loading: how long the store took to finish what was left over; its cost is in `servers`
+//!   settle_seconds        how long the store then took to finish what was left over (embedded peers: flushes and
+//!                         compactions); what that used is in `servers`, not in the throughput
 //!   client_cpu_seconds    of this process: an embedded target's is part of it
 //!   servers               cpu_seconds, cpu_seconds_per_million_ops,
 //!                         device_bytes_per_user_byte, proc_bytes_per_user_byte (each mean and max over the nodes),
@@ -59,7 +61,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::load::plan::{Bound, Plan, Step};
+use crate::load::plan::{Bound, Pace, Plan, Step};
 use crate::load::session::{Measured, Subject};
 use crate::measure::meter::{self, Counters, Used};
 use crate::measure::outage::Outage;
@@ -105,6 +107,7 @@ pub(crate) struct Settings {
     pub(crate) connections: u32,
     pub(crate) threads: u32,
     pub(crate) pinned_to: Vec<usize>,
+    pub(crate) check: &'static str,
     pub(crate) seed: u64,
     pub(crate) profile: Vec<String>,
     pub(crate) warmup_seconds: f64,
@@ -277,6 +280,7 @@ impl Settings {
             connections: subject.shape.connections,
             threads: subject.shape.threads,
             pinned_to: subject.shape.cpus.clone(),
+            check: "ledger",
             seed: subject.seed,
             profile: plan
                 .steps()
@@ -392,10 +396,10 @@ impl PhaseReport {
                     pace: step.pace.to_string(),
                     measured: step.measured,
                     starts_seconds: step.starts.as_secs_f64(),
-                    offered_per_second: step
-                        .offered()
-                        .zip(step_window(step, None))
-                        .map(|(offered, window)| offered as f64 / window.as_secs_f64()),
+                    offered_per_second: match step.pace {
+                        Pace::Closed => None,
+                        Pace::Open { from, to } => Some((from + to) / 2.0),
+                    },
                     numbers: Numbers::new(&counts, window, step.starts, unsent),
                 }
             })

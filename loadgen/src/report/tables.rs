@@ -60,17 +60,28 @@ impl Report {
             text.push_str(&format!("Ended early: {why}. These results are partial.\n"));
         }
         text.push_str(match (&self.verify, self.kept_every_promise()) {
-            (_, false) => {
-                "FAILED: the target broke a promise, or not everything could be read back (see above)."
+            (Some(verify), false) if verify.lost == 0 && self.broken_on_the_way() == 0 => {
+                "UNPROVEN: not everything could be read back."
             }
+            (_, false) => "FAILED: the target broke a promise (see above).",
             (Some(_), true) => "Every acknowledged write is there.",
             (None, true) if self.command == "verify" => "Nothing was checked.",
-            (None, true) => "No read contradicted an acknowledged write; --verify reads all of them back.",
+            (None, true) => match self.settings.check {
+                "ledger" => "No read contradicted an acknowledged write; --verify reads all of them back.",
+                "presence" => {
+                    "Every value read was whole and its key's own; without versions no more can be told."
+                }
+                _ => "Every value read was whole and its key's own.",
+            },
         });
         if self.command == "demo" && self.ok {
             text.push_str("\nNext: keep a cluster with `terrane local --nodes 3 --dir DIR`, and use it with `terrane put`, `terrane get`, and `terrane-loadgen run`.");
         }
         text
+    }
+
+    fn broken_on_the_way(&self) -> u64 {
+        self.phases().map(|(_, phase)| phase.numbers.broken()).sum()
     }
 
     fn summary(&self) -> Table {
@@ -161,8 +172,7 @@ impl Report {
             row("reads of records that are not there (never loaded, or expired?)", count(absent));
         }
         if self.command != "verify" {
-            let stale: u64 = self.phases().map(|(_, phase)| phase.numbers.broken()).sum();
-            row("stale, lost or damaged reads on the way", count(stale));
+            row("stale, lost or damaged reads on the way", count(self.broken_on_the_way()));
         }
         table
     }

@@ -1,7 +1,7 @@
 //! The JSON's keys and the tables, as golden texts.
 
 use super::*;
-use crate::load::plan::{Outline, Pace};
+use crate::load::plan::Outline;
 use crate::load::runner::{EarlyEnd, Outcome, Shape};
 use crate::measure::meter::Gauges;
 use crate::measure::tally::{Success, Tally};

@@ -12,7 +12,8 @@ use terrane_client::{Client, ConnectError, GetError, PutError, ScanError};
 use tokio::sync::OnceCell;
 
 use crate::measure::meter::{
-    CPU_US, Counters, DEVICE_WRITTEN_BYTES, Gauges, Look, PROC_WRITE_BYTES, RSS_BYTES, USED_BYTES, USER_BYTES,
+    CPU_US, Counters, DEVICE_WRITTEN_BYTES, Gauges, Look, PROC_WRITE_BYTES, RSS_BYTES, RSS_MAX_BYTES,
+    USED_BYTES, USER_BYTES,
 };
 use crate::target::clock::{self, TokioClock};
 use crate::target::leaders::Leaders;
@@ -77,7 +78,7 @@ fn look(status: &NodeStatus) -> Look {
     };
     let gauges = Gauges {
         resident_bytes: status.counter(RSS_BYTES),
-        resident_max_bytes: None,
+        resident_max_bytes: status.counter(RSS_MAX_BYTES),
         occupied_bytes: status.counter(USED_BYTES),
     };
     Look { counters, gauges }

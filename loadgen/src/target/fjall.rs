@@ -228,6 +228,10 @@ impl Connect for FjallConnect {
         }
     }
 
+    fn tells_versions(&self) -> bool {
+        false
+    }
+
     fn blocks(&self) -> bool {
         true
     }

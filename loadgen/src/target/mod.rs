@@ -131,6 +131,11 @@ pub(crate) trait Connect: Clone + Send + 'static {
         false
     }
 
+    /// Whether it tells versions: without them, a read can only be held against what is there at all.
+    fn tells_versions(&self) -> bool {
+        true
+    }
+
     /// Runs one load thread, from its start to its end: makes the runtime, connects `seat.connections` times, and
     /// drives `load` with the connections (or with the reason why there are none) until it ends. Called once for every
     /// seat, on that seat's own thread.

@@ -69,6 +69,10 @@ impl RedisConnect {
 impl Connect for RedisConnect {
     type Target = RedisTarget;
 
+    fn tells_versions(&self) -> bool {
+        false
+    }
+
     fn can(&self, ability: Ability) -> bool {
         match ability {
             Ability::Scan => false,

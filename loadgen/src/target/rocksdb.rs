@@ -102,6 +102,10 @@ impl Connect for RocksConnect {
         }
     }
 
+    fn tells_versions(&self) -> bool {
+        false
+    }
+
     fn blocks(&self) -> bool {
         true
     }
