@@ -31,9 +31,22 @@ demo *ARGS:
 local DIR *ARGS:
     cargo run --release --bin terrane -- local --dir {{ DIR }} {{ ARGS }}
 
-# Load a running cluster: just load 127.0.0.1:7400 --workload a --connections 64
+# Load a running cluster: just load 127.0.0.1:7400 --workload a --clients 64
 load ADDR *ARGS:
     cargo run --release --bin terrane-loadgen -- run --addr {{ ADDR }} {{ ARGS }}
+
+# Terrane beside every peer (installs nothing: see docs/benchmarks.md for what the peers need)
+compare *ARGS:
+    RUSTFLAGS="-C target-cpu=native" cargo run --release --features peers -p terrane-loadgen -- compare {{ ARGS }}
+
+# Lints and tests of the load generator with every peer compiled in; the first build of RocksDB takes long
+peers:
+    cargo clippy -p terrane-loadgen --features peers --all-targets -- -D warnings
+    cargo test -p terrane-loadgen --features peers
+
+# Raw io_uring, monoio, compio and glommio side by side (docs/decisions/0001)
+runtimes *ARGS:
+    cargo bench -p terrane-loadgen --features runtimes --bench runtimes -- {{ ARGS }}
 
 # Print a node's configuration to start from
 config:

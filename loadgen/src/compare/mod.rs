@@ -163,6 +163,17 @@ fn room(args: &CompareArgs, turns: &[Turn]) -> u64 {
     capacity(args).saturating_mul(turns.iter().map(copies).max().unwrap_or(1))
 }
 
+/// Connections to servers: as many as each client library is meant to be used with. Redis serves a connection's
+/// requests one after another, so its clients have one each; etcd's and Terrane's are multiplexed.
+fn connections(turn: &Turn) -> u32 {
+    let clients = turn.cell.clients;
+    match turn.target {
+        Contestant::Redis | Contestant::RedisEverysec => clients,
+        Contestant::Etcd => clients.min(8),
+        _ => 1,
+    }
+}
+
 /// One measurement, in a folder that is gone afterwards.
 async fn one(
     turn: &Turn,
@@ -211,6 +222,7 @@ async fn one(
             arguments.option("set", format!("{}={}", setting.name, setting.value));
         }
     } else {
+        arguments.option("connections", connections(turn));
         let started = Servers::start(*turn, args, table.shards, capacity(args), &data, &mut arguments);
         servers = interrupt.or_interrupted(started).await?;
     }

@@ -13,7 +13,7 @@ pub(crate) fn page(table: &Comparison) -> Page {
         Verdict::Partial("Not everything was measured; what is missing is listed below.".into())
     } else {
         match table.provisional {
-            Some(why) => Verdict::Partial(format!("Provisional. {why}")),
+            Some(why) => Verdict::Good(format!("Everything was measured. Provisional: {why}")),
             None => Verdict::Good("Everything was measured.".into()),
         }
     };

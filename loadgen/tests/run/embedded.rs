@@ -116,7 +116,11 @@ async fn an_interrupted_run_leaves_a_store_that_opens() {
     folder.ends(1, &second).await.complains(&["engine.terrane", "in use"]);
     under_way.signal(Signal::SIGINT);
     let ended = under_way.end().await.with(130);
-    assert!(ended.stdout.contains("it was interrupted") || ended.stderr.contains("interrupted"), "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("it was interrupted") || ended.stderr.contains("interrupted"),
+        "{}",
+        ended.stderr
+    );
     let acknowledged = folder.path("acknowledged").metadata().unwrap().len() > 64;
     let verify = "verify {}/acknowledged --target engine --data {}/data";
     // Interrupted before its first write it has nothing to verify.
@@ -172,6 +176,9 @@ async fn memory_is_no_place_for_durable_data() {
     if statfs(shm).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC) {
         let folder = tempfile::tempdir_in(shm).unwrap();
         let args = format!("--data {}", folder.path().display());
-        Folder::new().ends(1, &run(&args)).await.complains(&["memory (tmpfs)", folder.path().to_str().unwrap()]);
+        Folder::new()
+            .ends(1, &run(&args))
+            .await
+            .complains(&["memory (tmpfs)", folder.path().to_str().unwrap()]);
     }
 }

@@ -119,7 +119,11 @@ pub(crate) struct UnderWay(Child);
 
 impl UnderWay {
     /// Waits until the cluster has received so many reads and writes.
-    pub(crate) async fn until(&mut self, calls: &mut watch::Receiver<Calls>, enough: impl Fn(&Calls) -> bool) {
+    pub(crate) async fn until(
+        &mut self,
+        calls: &mut watch::Receiver<Calls>,
+        enough: impl Fn(&Calls) -> bool,
+    ) {
         tokio::select! {
             seen = calls.wait_for(enough) => drop(seen.unwrap()),
             ended = self.0.wait() => panic!("it ended before: {ended:?}"),

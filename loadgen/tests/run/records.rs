@@ -68,7 +68,10 @@ async fn a_record_that_is_gone_or_damaged_is_named() {
     output.tells(&["FAILED", name(3), name(5)]);
     let json = folder.json();
     assert_eq!((&json["ok"], &json["verify"]["lost"]), (&false.into(), &2.into()));
-    assert_eq!((&json["verify"]["intact"], &json["verify"]["broken_promises"]["missing"]), (&98.into(), &1.into()));
+    assert_eq!(
+        (&json["verify"]["intact"], &json["verify"]["broken_promises"]["missing"]),
+        (&98.into(), &1.into())
+    );
 }
 
 /// Another cluster with the same keys, written by another run: every record is older or different.
