@@ -226,6 +226,8 @@ impl<C: Connect> Session<C> {
         let client_cpu = own_cpu().saturating_sub(cpu_before);
         self.look(meter).await;
         let used = meter.borrow().used();
+        // The last second was written before the last look.
+        diary.cost(&used, own_cpu());
         Ok(Measured {
             outcome,
             used,
@@ -376,7 +378,6 @@ impl<'a> Diary<'a> {
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile) as f64 / 1e3)
         };
         self.user_bytes += self.recent.written_bytes;
-        let servers_cpu = sum(used.values(), |used| used.counters.cpu_us).map(Duration::from_micros);
         let second = Second {
             at_seconds: elapsed.as_secs_f64(),
             seconds: length.as_secs_f64(),
@@ -389,19 +390,17 @@ impl<'a> Diary<'a> {
             read_p99_us: us(reads, 0.99),
             write_p50_us: us(writes, 0.5),
             write_p99_us: us(writes, 0.99),
-            device_written_bytes: sum(used.values(), |used| {
-                used.counters.device_written_bytes.or(used.counters.proc_write_bytes)
-            }),
-            // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
-            user_bytes: sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes))),
-            cpu_seconds: Some(servers_cpu.unwrap_or(own_cpu.saturating_sub(self.cpu_before)).as_secs_f64()),
-            resident_bytes: sum(used.values(), |used| used.gauges.resident_bytes),
+            device_written_bytes: None,
+            user_bytes: None,
+            cpu_seconds: None,
+            resident_bytes: None,
         };
         if let Some(log) = &mut self.log {
             log.interval("read", self.written, length, reads)?;
             log.interval("write", self.written, length, writes)?;
         }
         self.timeline.push(second);
+        self.cost(used, own_cpu);
         self.recent.clear();
         self.written = elapsed;
         let drift = drift(self.wall.elapsed().ok(), self.started.elapsed());
@@ -415,6 +414,19 @@ impl<'a> Diary<'a> {
             (self.wall, self.started) = (SystemTime::now(), Instant::now());
         }
         Ok(())
+    }
+
+    /// Notes on the last second what all has cost by its end.
+    fn cost(&mut self, used: &BTreeMap<u64, Used>, own_cpu: Duration) {
+        let Some(second) = self.timeline.last_mut() else { return };
+        let servers_cpu = sum(used.values(), |used| used.counters.cpu_us).map(Duration::from_micros);
+        second.device_written_bytes =
+            sum(used.values(), |used| used.counters.device_written_bytes.or(used.counters.proc_write_bytes));
+        // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
+        second.user_bytes = sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes)));
+        second.cpu_seconds =
+            Some(servers_cpu.unwrap_or(own_cpu.saturating_sub(self.cpu_before)).as_secs_f64());
+        second.resident_bytes = sum(used.values(), |used| used.gauges.resident_bytes);
     }
 
     /// Notes that the load generator itself was not run for a while.
