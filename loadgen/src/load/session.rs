@@ -216,9 +216,9 @@ impl<C: Connect> Session<C> {
         let clock = PhaseClock { started: tokio::time::Instant::now(), ended: ended.clone() };
         let mut diary = Diary::new(log);
         let follow = async {
-            let followed = self.follow(&phase, goal, plan, live, meter, &mut diary).await;
+            self.follow(&phase, goal, plan, live, meter, &mut diary).await;
             ended.notify_one();
-            followed
+            Ok(())
         };
         tokio::try_join!(follow, meanwhile(clock))?;
         live.clear();
@@ -247,7 +247,7 @@ impl<C: Connect> Session<C> {
         live: &Live,
         meter: &RefCell<Meter>,
         diary: &mut Diary<'_>,
-    ) -> anyhow::Result<()> {
+    ) {
         let mut shown = Shown::new(goal);
         let mut recent = Recent::new();
         let mut looks = tokio::time::interval(LOOK);
@@ -276,10 +276,14 @@ impl<C: Connect> Session<C> {
                 for (node, look) in looks {
                     meter.borrow_mut().look(node, look);
                 }
-                diary.write(elapsed, step, &meter.borrow().used(), own_cpu())?;
+                if let Err(error) = diary.write(elapsed, step, &meter.borrow().used(), own_cpu()) {
+                    // As with the record: what was measured until now is told.
+                    diary.log = None;
+                    phase.stop(EarlyEnd::Hopeless(format!("{error:#}")));
+                }
             }
             if finished {
-                return Ok(());
+                return;
             }
         }
     }
@@ -361,7 +365,7 @@ impl<'a> Diary<'a> {
         elapsed.saturating_sub(self.written) >= Duration::from_secs(1)
     }
 
-    /// Notes the second that ends now.
+    /// Notes the second that ends now; fails if the log cannot take it.
     fn write(
         &mut self,
         elapsed: Duration,
@@ -395,10 +399,12 @@ impl<'a> Diary<'a> {
             cpu_seconds: None,
             resident_bytes: None,
         };
-        if let Some(log) = &mut self.log {
-            log.interval("read", self.written, length, reads)?;
-            log.interval("write", self.written, length, writes)?;
-        }
+        let logged = match &mut self.log {
+            Some(log) => log
+                .interval("read", self.written, length, reads)
+                .and_then(|()| log.interval("write", self.written, length, writes)),
+            None => Ok(()),
+        };
         self.timeline.push(second);
         self.cost(used, own_cpu);
         self.recent.clear();
@@ -413,7 +419,7 @@ impl<'a> Diary<'a> {
             // Once for each jump.
             (self.wall, self.started) = (SystemTime::now(), Instant::now());
         }
-        Ok(())
+        logged
     }
 
     /// Notes on the last second what all has cost by its end.

@@ -208,18 +208,22 @@ async fn a_report_that_finds_the_disk_full_is_said() {
     }
 }
 
+/// The binary where no file may grow beyond so many units of 512 bytes, or of 1 KiB, as the shell likes.
+async fn limited(folder: &Folder, units: u32, args: &str) -> Ended {
+    // The signal that comes with the limit is ignored, so that the error is seen.
+    let script = format!("trap '' XFSZ; ulimit -f {units}; exec \"$0\" \"$@\"");
+    let plain = folder.command(args);
+    let mut shell = command("sh", &folder.path("."), "");
+    shell.args(["-c", &script]).arg(plain.as_std().get_program()).args(plain.as_std().get_args());
+    Ended::of(shell.output().await.unwrap())
+}
+
 /// The record meets the limit of a file's size in the middle of the load: that ends it, and what it holds is true.
 #[tokio::test]
 async fn a_record_that_cannot_grow_ends_the_phase() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
     let args = run(&cluster, "--records 40000 --value-size 32 --clients 64 --record {}/acknowledged");
-    // The limit's unit is 512 bytes or 1 KiB, as the shell likes; the signal that comes with it is ignored.
-    let limited =
-        ["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_terrane-loadgen")];
-    let plain = folder.command(&args);
-    let mut shell = command("sh", &folder.path("."), "");
-    shell.args(limited).args(plain.as_std().get_args());
-    let ended = Ended::of(shell.output().await.unwrap()).with(1);
+    let ended = limited(&folder, 600, &args).await.with(1);
     ended.tells(&["Load: 40,000 records", "can no longer be recorded", "File too large", "partial"]);
     let json = folder.json();
     assert_eq!((&json["partial"], &json["ok"], &json["run"]), (&true.into(), &false.into(), &Value::Null));
@@ -228,4 +232,14 @@ async fn a_record_that_cannot_grow_ends_the_phase() {
     folder.ends(0, &verify(&cluster, "")).await;
     let json = folder.json();
     assert!(json["verify"]["intact"].as_u64().unwrap() >= 1000, "{json}");
+}
+
+/// So does the log of latencies.
+#[tokio::test]
+async fn a_log_that_cannot_grow_ends_the_phase() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args =
+        format!("run --addr {} --records 100 --seconds 600 --hlog {{}}/hlog", cluster.addresses().join(","));
+    let ended = limited(&folder, 1, &args).await.with(1);
+    ended.tells(&["Load: 100 records", "Run: ", "throughput", "Ended early: ", "hlog", "File too large"]);
 }
