@@ -252,8 +252,8 @@ impl<C: Connect> Session<C> {
         let mut recent = Recent::new();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last = Instant::now();
         loop {
+            let waiting = Instant::now();
             tokio::select! {
                 _ = looks.tick() => {}
                 () = self.interrupt.raised() => phase.stop(EarlyEnd::Interrupted),
@@ -264,18 +264,21 @@ impl<C: Connect> Session<C> {
             }
             let finished = phase.finished();
             let elapsed = phase.elapsed();
-            diary.stood_still(elapsed, last.elapsed());
-            last = Instant::now();
+            diary.stood_still(elapsed, waiting.elapsed());
             recent.clear();
             phase.glance(&mut recent);
             let step = plan.map_or("", |plan| plan.at(elapsed));
             live.show(&mut shown, elapsed, step, &recent);
             diary.recent.add(&recent);
             if diary.is_due(elapsed) || finished {
+                // The last look comes when all is over, and goes into the last second.
                 let looks = if finished { Vec::new() } else { self.connect.looks().await };
                 for (node, look) in looks {
                     meter.borrow_mut().look(node, look);
                 }
+                // A second belongs to the step that it lies in for the most part.
+                let middle = (diary.written + elapsed) / 2;
+                let step = plan.map_or("", |plan| plan.at(middle));
                 if let Err(error) = diary.write(elapsed, step, &meter.borrow().used(), own_cpu()) {
                     // As with the record: what was measured until now is told.
                     diary.log = None;
