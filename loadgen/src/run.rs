@@ -45,7 +45,7 @@ pub(crate) async fn run(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result
     let plan = args.load.plan(args.operations);
     let amount = amount(&args.load, &spec, &plan, threads);
     let subject = Subject { spec, records: args.load.records, seed: args.load.seed, shape };
-    with_target(&args.target, amount, Run { args, subject, plan: Arc::new(plan), interrupt }).await
+    with_target(&args.target, amount, interrupt, Run { args, subject, plan: Arc::new(plan), interrupt }).await
 }
 
 /// What a run will write, at most.
@@ -94,10 +94,9 @@ impl Visit for Run<'_> {
 
     async fn visit<C: Connect>(self, connect: C, settings: Vec<(String, String)>) -> anyhow::Result<Report> {
         let Run { args, subject, plan, interrupt } = self;
-        // Before anything is loaded: a step's workload is looked at here as well.
-        for spec in std::iter::once(&subject.spec)
-            .chain(plan.steps().iter().filter_map(|step| step.workload.as_ref()))
-        {
+        // Those of steps too: before anything is loaded.
+        let of_steps = plan.steps().iter().filter_map(|step| step.workload.as_ref());
+        for spec in std::iter::once(&subject.spec).chain(of_steps) {
             session::supported(&connect, spec)?;
         }
         let probe = args.device.as_deref().map(DeviceReport::read_json).transpose().context("--device")?;
@@ -159,13 +158,12 @@ impl Visit for Run<'_> {
         for error in [recorded.err(), session.finish().err()].into_iter().flatten() {
             early.get_or_insert(EarlyEnd::Hopeless(format!("{error:#}")));
         }
+        if let Some(why) = report.run.as_ref().and_then(PhaseReport::unanswered) {
+            early.get_or_insert(EarlyEnd::Hopeless(why));
+        }
         report.ended_early = early.as_ref().map(EarlyEnd::to_string);
         report.partial = early.is_some();
-        let answered = report
-            .run
-            .as_ref()
-            .is_none_or(|run| run.numbers.operations > 0 || run.numbers.failures.is_empty());
-        report.ok = early.is_none() && answered && report.kept_every_promise();
+        report.ok = early.is_none() && report.kept_every_promise();
         Ok(report)
     }
 }

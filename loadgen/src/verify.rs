@@ -34,7 +34,7 @@ pub(crate) async fn verify(args: &VerifyArgs, interrupt: &Interrupt) -> anyhow::
         overhead_bytes: 0,
         threads: args.threads,
     };
-    with_target(&args.target, amount, Verify { args, recorded, interrupt }).await
+    with_target(&args.target, amount, interrupt, Verify { args, recorded, interrupt }).await
 }
 
 struct Verify<'a> {
@@ -85,7 +85,10 @@ impl Visit for Verify<'_> {
         verify.unread += recorded.records - first;
         verify.records = recorded.records;
         report.verify = Some(verify);
-        session.finish()?;
+        // What was found is told, whatever goes wrong on the way out.
+        if let Err(error) = session.finish() {
+            early.get_or_insert(EarlyEnd::Hopeless(format!("{error:#}")));
+        }
         report.ended_early = early.as_ref().map(EarlyEnd::to_string);
         report.partial = early.is_some();
         report.ok = early.is_none() && report.kept_every_promise();

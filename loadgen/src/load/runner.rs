@@ -225,7 +225,9 @@ impl<C: Connect> Crew<C> {
     pub(crate) async fn start(shape: &Shape, connect: &C) -> anyhow::Result<Crew<C>> {
         let shares = shape.shares(connect.blocks());
         let threads = shares.len() as u32;
-        let mut crew = Crew { members: Vec::new() };
+        // No crew yet: if this is dropped while they connect, nobody waits for the threads (who does not answer them
+        // would hold up an interrupt). They end by themselves.
+        let mut members = Vec::new();
         let mut connecting = Vec::new();
         for (thread, share) in shares.into_iter().enumerate() {
             let seat = Seat { thread: thread as u32, threads, connections: share.connections };
@@ -245,7 +247,7 @@ impl<C: Connect> Crew<C> {
                 })
                 .context("cannot start a load thread")?;
             connecting.push(connected);
-            crew.members.push(Member { work, workers: share.workers, handle });
+            members.push(Member { work, workers: share.workers, handle });
         }
         let mut failed = None;
         for connected in connecting {
@@ -256,6 +258,7 @@ impl<C: Connect> Crew<C> {
                 Err(_) => {}
             }
         }
+        let crew = Crew { members };
         if failed.is_some() || crew.members.iter().any(|member| member.handle.is_finished()) {
             let ended = crew.stop();
             return Err(failed.or(ended.err()).unwrap_or_else(|| anyhow!("a load thread ended at once")));

@@ -238,9 +238,9 @@ impl<C: Connect> Session<C> {
         let clock = PhaseClock { started: tokio::time::Instant::now(), ended: ended.clone() };
         let mut diary = Diary::new(log);
         let follow = async {
-            let followed = self.follow(&phase, goal, plan, live, meter, &mut diary).await;
+            self.follow(&phase, goal, plan, live, meter, &mut diary).await;
             ended.notify_one();
-            followed
+            Ok(())
         };
         tokio::try_join!(follow, meanwhile(clock))?;
         live.clear();
@@ -248,6 +248,8 @@ impl<C: Connect> Session<C> {
         let client_cpu = own_cpu().saturating_sub(cpu_before);
         self.look(meter).await;
         let used = meter.borrow().used();
+        // The last second was written before the last look.
+        diary.cost(&used);
         Ok(Measured {
             outcome,
             used,
@@ -267,7 +269,7 @@ impl<C: Connect> Session<C> {
         live: &Live,
         meter: &RefCell<Meter>,
         diary: &mut Diary<'_>,
-    ) -> anyhow::Result<()> {
+    ) {
         let mut shown = Shown::new(goal);
         let mut recent = Recent::new();
         let mut looks = tokio::time::interval(LOOK);
@@ -293,16 +295,22 @@ impl<C: Connect> Session<C> {
             // A step's end ends the second too, so that each belongs to one step.
             let crossed = plan.is_some_and(|plan| !plan.same_step(diary.written, elapsed));
             if diary.is_due(elapsed) || crossed || finished {
-                for (node, look) in self.connect.looks().await {
+                // The last look comes when all is over, and goes into the last second.
+                let looks = if finished { Vec::new() } else { self.connect.looks().await };
+                for (node, look) in looks {
                     meter.borrow_mut().look(node, look);
                 }
                 let begun = diary.written;
                 let step = plan.map_or("", |plan| plan.at(begun));
                 let measured = plan.is_none_or(|plan| plan.is_measured(begun));
                 diary.write(elapsed, step, measured, &meter.borrow().used());
+                if let Some(why) = diary.unlogged.take() {
+                    // As with the record: what was measured until now is told.
+                    phase.stop(EarlyEnd::Hopeless(why));
+                }
             }
             if finished {
-                return Ok(());
+                return;
             }
         }
     }
@@ -361,6 +369,8 @@ struct Diary<'a> {
     timeline: Vec<Second>,
     warnings: Vec<String>,
     log: Option<&'a mut Log>,
+    /// Why the log takes no more.
+    unlogged: Option<String>,
 }
 
 impl<'a> Diary<'a> {
@@ -374,6 +384,7 @@ impl<'a> Diary<'a> {
             timeline: Vec::new(),
             warnings: Vec::new(),
             log,
+            unlogged: None,
         }
     }
 
@@ -405,13 +416,10 @@ impl<'a> Diary<'a> {
             read_p99_us: us(reads, 0.99),
             write_p50_us: us(writes, 0.5),
             write_p99_us: us(writes, 0.99),
-            device_written_bytes: sum(used.values(), |used| {
-                used.counters.device_written_bytes.or(used.counters.proc_write_bytes)
-            }),
-            // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
-            user_bytes: sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes))),
-            cpu_seconds: sum(used.values(), |used| used.counters.cpu_us).map(|us| us as f64 / 1e6),
-            resident_bytes: sum(used.values(), |used| used.gauges.resident_bytes),
+            device_written_bytes: None,
+            user_bytes: None,
+            cpu_seconds: None,
+            resident_bytes: None,
         };
         if let Some(log) = self.log.take_if(|_| measured) {
             let logged = log
@@ -419,11 +427,11 @@ impl<'a> Diary<'a> {
                 .and_then(|()| log.interval("write", self.written, length, writes));
             match logged {
                 Ok(()) => self.log = Some(log),
-                // The measurement is worth more than its log.
-                Err(error) => self.warnings.push(format!("the latency log ends here: {error:#}")),
+                Err(error) => self.unlogged = Some(format!("{error:#}")),
             }
         }
         self.timeline.push(second);
+        self.cost(used);
         self.recent.clear();
         self.written = elapsed;
         let drift = drift(self.wall.elapsed().ok(), self.started.elapsed());
@@ -436,6 +444,17 @@ impl<'a> Diary<'a> {
             // Once for each jump.
             (self.wall, self.started) = (SystemTime::now(), Instant::now());
         }
+    }
+
+    /// Notes on the last second what all has cost by its end.
+    fn cost(&mut self, used: &BTreeMap<u64, Used>) {
+        let Some(second) = self.timeline.last_mut() else { return };
+        second.device_written_bytes =
+            sum(used.values(), |used| used.counters.device_written_bytes.or(used.counters.proc_write_bytes));
+        // Where the nodes count the user's bytes, each replica's count is in the sum, as its writes are.
+        second.user_bytes = sum(used.values(), |used| used.counters.user_bytes.or(Some(self.user_bytes)));
+        second.cpu_seconds = sum(used.values(), |used| used.counters.cpu_us).map(|us| us as f64 / 1e6);
+        second.resident_bytes = sum(used.values(), |used| used.gauges.resident_bytes);
     }
 
     /// Notes that the load generator itself was not run for a while.

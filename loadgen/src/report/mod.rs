@@ -417,6 +417,24 @@ impl PhaseReport {
         PhaseReport::assembled(measured, counts, numbers, steps)
     }
 
+    /// Why a phase that came to nothing is none: all that was tried failed.
+    pub(crate) fn unanswered(&self) -> Option<String> {
+        let (kind, failures) =
+            self.numbers.failures.first_key_value().filter(|_| self.numbers.operations == 0)?;
+        Some(format!("no operation of the timed phase was answered, first '{kind}': {}", failures.example))
+    }
+
+    /// When the last operation was answered, if none was for a second or more before the end, and some failed.
+    fn fell_silent(&self) -> Option<f64> {
+        const SILENCE: f64 = 1.0;
+        let silent = self.timeline.iter().rev().take_while(|second| second.operations == 0);
+        let (first, failed) =
+            silent.fold((None, 0), |(_, failed), second| (Some(second), failed + second.failed));
+        let at = first.map(|second| second.at_seconds - second.seconds)?;
+        let end = self.timeline.last().map_or(0.0, |second| second.at_seconds);
+        (failed > 0 && end - at >= SILENCE).then_some(at)
+    }
+
     fn assembled(measured: Measured, counts: Counts, numbers: Numbers, steps: Vec<StepReport>) -> Self {
         // The servers worked in the warm-up too: what they used is divided by all that they did.
         let all = measured.outcome.tally.total(|_| true);
@@ -567,6 +585,11 @@ impl Report {
     /// What a generator that did not keep up, or a plan that could not be met, means for the numbers.
     pub(crate) fn note_doubts(&mut self) {
         let Some(run) = &self.run else { return };
+        if let Some(at) = run.fell_silent() {
+            self.warnings.push(format!(
+                "nothing was answered any more from {at:.0} s on: the numbers hold a target that was gone"
+            ));
+        }
         for step in run.steps.iter().filter(|step| step.measured && step.numbers.unsent > 0) {
             self.warnings.push(format!(
                 "step '{}': {} operations were due and never sent: the rate was not reached, and the latencies are lower bounds (more --clients, or a lower rate)",

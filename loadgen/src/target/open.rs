@@ -7,6 +7,7 @@ use anyhow::Context;
 #[cfg(any(feature = "rocksdb", feature = "fjall", feature = "etcd", feature = "redis"))]
 use crate::cli::target::TargetName;
 use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
+use crate::interrupt::Interrupt;
 use crate::place::Place;
 use crate::target::Connect;
 use crate::target::cluster::ClusterConnect;
@@ -49,6 +50,7 @@ const CACHE_MIN: u64 = 8 << 20;
 pub(crate) async fn with_target<V: Visit>(
     args: &TargetArgs,
     amount: Amount,
+    interrupt: &Interrupt,
     visit: V,
 ) -> anyhow::Result<V::Output> {
     let name = args.name();
@@ -98,11 +100,28 @@ pub(crate) async fn with_target<V: Visit>(
             visit.visit(connect, settings).await
         }
         _ => {
-            let connect = EngineConnect::new(setup).context("opening the embedded engine")?;
+            let opening = off_this_thread(move || EngineConnect::new(setup));
+            let connect = interrupt.or_interrupted(opening).await.context("opening the embedded engine")?;
             let settings = connect.settings();
             visit.visit(connect, settings).await
         }
     }
+}
+
+/// Does what blocks, and perhaps for long (a device is written once when it is laid out), on a thread of its own: a
+/// signal is heard meanwhile. Nobody waits for the thread when the process ends.
+async fn off_this_thread<R: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<R> + Send + 'static,
+) -> anyhow::Result<R> {
+    let (tell, done) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("open".to_owned())
+        .spawn(move || {
+            // Nobody listens any more only if it was interrupted.
+            let _ = tell.send(work());
+        })
+        .context("cannot start a thread")?;
+    done.await.context("it panicked")?
 }
 
 /// The servers' processes, where they run here.

@@ -26,6 +26,10 @@ async fn is_kept(mode: &str, threads: u32) {
     assert_eq!(json["settings"]["target_settings"]["chunk_bytes"], "262144");
     let device = json["run"]["servers"]["device_bytes_per_user_byte"]["max"].as_f64().unwrap();
     assert!(device >= 1.0, "{device}");
+    let last = json["run"]["timeline"].as_array().unwrap().last().unwrap();
+    for counter in ["device_written_bytes", "user_bytes"] {
+        assert_eq!(last[counter], json["run"]["servers"]["nodes"]["0"][counter], "{json:#}");
+    }
     assert!(json["space_amplification"].as_f64().unwrap() >= 1.0);
 
     let verify = format!("verify {{}}/acknowledged --json {{}}/json --target engine {common}");
@@ -125,6 +129,21 @@ async fn an_interrupted_run_leaves_a_store_that_opens() {
     let verify = "verify {}/acknowledged --target engine --data {}/data";
     // Interrupted before its first write it has nothing to verify.
     folder.ends(i32::from(!acknowledged), verify).await;
+}
+
+/// Laying out a large device can be interrupted; the next run lays it out anew.
+#[tokio::test]
+async fn an_interrupted_layout_is_done_again() {
+    let folder = Folder::new();
+    let mut under_way = folder.starts("run --target engine --capacity 2GiB --data {}/data");
+    while !folder.path("data/engine.terrane.unfinished").exists() {
+        assert!(under_way.runs());
+        tokio::task::yield_now().await;
+    }
+    under_way.signal(Signal::SIGINT);
+    under_way.end().await.with(130).complains(&["interrupted"]);
+    folder.ends(0, &run("--data {}/data --records 10 --operations 10 --verify")).await;
+    assert!(folder.path("data/engine.terrane").metadata().unwrap().len() <= 40 << 20);
 }
 
 #[tokio::test]

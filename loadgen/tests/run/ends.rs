@@ -3,10 +3,10 @@
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use terrane_client::testing::{MemoryCluster, Presence};
-use terrane_client::wire::NodeId;
+use terrane_client::testing::{Fault, MemoryCluster, Presence};
+use terrane_client::wire::{ErrorReply, NodeId, Request};
 
-use crate::outside::{Ended, Folder, calls, command, memory_cluster, run, verify};
+use crate::outside::{Ended, Folder, UnderWay, calls, command, memory_cluster, run, verify};
 
 const FILES: &str = "--csv {}/csv --hlog {}/hlog --html {}/html --record {}/acknowledged";
 
@@ -117,7 +117,7 @@ fn all(cluster: &MemoryCluster, presence: Presence) {
 }
 
 /// Signals again and again until the process has ended: the first asks for an end, the next one does not wait for it.
-async fn insist(mut under_way: crate::outside::UnderWay) -> Ended {
+async fn insist(mut under_way: UnderWay) -> Ended {
     while under_way.runs() {
         under_way.signal(Signal::SIGINT);
         tokio::task::yield_now().await;
@@ -148,24 +148,46 @@ async fn a_run_that_still_connects_can_be_interrupted() {
     insist(under_way).await.with(130);
 }
 
-/// The cluster dies in the middle of the timed phase, for good.
+/// The cluster dies in the middle of the timed phase, for good: with what it had answered, the run goes to its end.
 #[tokio::test]
 async fn a_cluster_that_goes_down_is_counted_and_said() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
     let mut calls = calls(&cluster);
-    let args = format!("--records 50 --seconds 1 --clients 4 --verify {FILES}");
-    let mut under_way = folder.starts(&run(&cluster, &args));
+    let mut under_way =
+        folder.starts(&run(&cluster, &format!("--records 50 --seconds 1 --clients 4 {FILES}")));
     under_way.until(&mut calls, |calls| calls.gets >= 100).await;
     all(&cluster, Presence::Down);
-    let ended = under_way.end().await.with(1);
-    ended.tells(&["Load: 50 records", "Run: ", "failed operations, run", "FAILED"]);
+    let ended = under_way.end().await.with(0);
+    ended.tells(&[
+        "Load: 50 records",
+        "Run: ",
+        "failed operations, run",
+        "nothing was answered any more from",
+    ]);
     let json = folder.json();
     assert!(json["run"]["operations"].as_u64().unwrap() >= 100);
     let failures = json["run"]["failures"].as_object().unwrap();
-    assert!(failures.contains_key("timed_out") || failures.contains_key("outcome_unknown"), "{failures:?}");
-    assert_eq!(json["verify"]["intact"], 0);
-    assert_eq!(json["verify"]["unread"], 50);
+    let failed: u64 = failures.values().map(|failure| failure["count"].as_u64().unwrap()).sum();
+    assert!(
+        failed >= 1 && failures.keys().all(|kind| kind == "timed_out" || kind == "outcome_unknown"),
+        "{failures:?}"
+    );
     files_agree(&folder);
+}
+
+/// Nothing but failures is no result.
+#[tokio::test]
+async fn a_run_that_nobody_answers_fails() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    cluster.on_call(|call| match call.request {
+        Request::Get { .. } => Fault::Answer(ErrorReply::UnknownTable),
+        _ => Fault::None,
+    });
+    let ended = folder.ends(1, &run(&cluster, "--records 20 --workload c --operations 30 --clients 4")).await;
+    ended.tells(&["Load: 20 records", "Ended early: no operation of the timed phase was answered", "table"]);
+    let json = folder.json();
+    assert_eq!(json["run"]["failures"]["refused"]["count"], 30);
+    assert_eq!((&json["run"]["operations"], &json["ok"]), (&0.into(), &false.into()));
 }
 
 /// Reports that cannot be written are said, after the tables.
@@ -186,18 +208,22 @@ async fn a_report_that_finds_the_disk_full_is_said() {
     }
 }
 
+/// The binary where no file may grow beyond so many units of 512 bytes, or of 1 KiB, as the shell likes.
+async fn limited(folder: &Folder, units: u32, args: &str) -> Ended {
+    // The signal that comes with the limit is ignored, so that the error is seen.
+    let script = format!("trap '' XFSZ; ulimit -f {units}; exec \"$0\" \"$@\"");
+    let plain = folder.command(args);
+    let mut shell = command("sh", &folder.path("."), "");
+    shell.args(["-c", &script]).arg(plain.as_std().get_program()).args(plain.as_std().get_args());
+    Ended::of(shell.output().await.unwrap())
+}
+
 /// The record meets the limit of a file's size in the middle of the load: that ends it, and what it holds is true.
 #[tokio::test]
 async fn a_record_that_cannot_grow_ends_the_phase() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
     let args = run(&cluster, "--records 40000 --value-size 32 --clients 64 --record {}/acknowledged");
-    // The limit's unit is 512 bytes or 1 KiB, as the shell likes; the signal that comes with it is ignored.
-    let limited =
-        ["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_terrane-loadgen")];
-    let plain = folder.command(&args);
-    let mut shell = command("sh", &folder.path("."), "");
-    shell.args(limited).args(plain.as_std().get_args());
-    let ended = Ended::of(shell.output().await.unwrap()).with(1);
+    let ended = limited(&folder, 600, &args).await.with(1);
     ended.tells(&["Load: 40,000 records", "can no longer be recorded", "File too large", "partial"]);
     let json = folder.json();
     assert_eq!((&json["partial"], &json["ok"], &json["run"]), (&true.into(), &false.into(), &Value::Null));
@@ -206,4 +232,14 @@ async fn a_record_that_cannot_grow_ends_the_phase() {
     folder.ends(0, &verify(&cluster, "")).await;
     let json = folder.json();
     assert!(json["verify"]["intact"].as_u64().unwrap() >= 1000, "{json}");
+}
+
+/// So does the log of latencies.
+#[tokio::test]
+async fn a_log_that_cannot_grow_ends_the_phase() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let args =
+        format!("run --addr {} --records 100 --seconds 600 --hlog {{}}/hlog", cluster.addresses().join(","));
+    let ended = limited(&folder, 1, &args).await.with(1);
+    ended.tells(&["Load: 100 records", "Run: ", "throughput", "Ended early: ", "hlog", "File too large"]);
 }
