@@ -75,7 +75,7 @@ async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Device(args) => return device::run(args, &interrupt).await.map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => {
             run::begin_files(&args.load)?;
-            (interrupt.or_interrupted(demo::demo(args, &interrupt)).await?, Some(&args.load))
+            (demo::demo(args, &interrupt).await?, Some(&args.load))
         }
         Command::Run(args) => {
             run::begin_files(&args.load)?;

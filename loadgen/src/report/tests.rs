@@ -46,7 +46,7 @@ fn measured(tally: Tally) -> Measured {
     };
     let other = Counters { device_written_bytes: Some(1_100), ..counters };
     Measured {
-        outcome: Outcome { tally, early: None, elapsed: Duration::from_secs(2) },
+        outcome: Outcome { tally, early: None, elapsed: Duration::from_secs(2), stopped_at: None },
         used: BTreeMap::from([(1, Used { counters, gauges }), (2, Used { counters: other, gauges })]),
         client_cpu: Duration::from_millis(1),
         timeline: vec![Second::example(1.0, 25, 25)],

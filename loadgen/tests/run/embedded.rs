@@ -127,6 +127,44 @@ async fn an_interrupted_run_leaves_a_store_that_opens() {
     folder.ends(i32::from(!acknowledged), verify).await;
 }
 
+/// The main thread is busy laying out: the first signal waits for that, the next one does not.
+#[tokio::test]
+async fn a_layout_under_way_is_ended_by_a_second_signal() {
+    let folder = Folder::new();
+    let mut under_way =
+        folder.starts("run --target engine --data {}/data --capacity 4GiB --records 10 --seconds 1");
+    let unfinished = folder.path("data/engine.terrane.unfinished");
+    while !unfinished.exists() {
+        assert!(under_way.runs());
+        tokio::task::yield_now().await;
+    }
+    while under_way.runs() {
+        under_way.signal(Signal::SIGINT);
+        tokio::task::yield_now().await;
+    }
+    under_way.end().await.with(130);
+    assert!(unfinished.exists(), "it did not wait for the layout");
+}
+
+/// A folder that was mistyped is no empty store in which everything is lost.
+#[tokio::test]
+async fn a_store_that_is_not_there_is_not_created() {
+    let folder = Folder::new();
+    let acknowledged = "--data {}/data --mode nosync --records 10 --operations 10 --record {}/acknowledged";
+    folder.ends(0, &run(acknowledged)).await;
+    std::fs::create_dir(folder.path("empty")).unwrap();
+    for data in ["typo", "empty"] {
+        let words = [data, "no store is there"];
+        let loaded = run(&format!("--data {{}}/{data} --records 10 --operations 10 --skip-load"));
+        folder.ends(2, &loaded).await.complains(&words);
+        let verified = format!("verify {{}}/acknowledged --target engine --data {{}}/{data}");
+        folder.ends(2, &verified).await.complains(&words);
+    }
+    assert!(!folder.path("typo").exists());
+    assert_eq!(std::fs::read_dir(folder.path("empty")).unwrap().count(), 0);
+    folder.ends(0, "verify {}/acknowledged --target engine --data {}/data").await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_is_refused_by_name() {
     let folder = Folder::new();
