@@ -1,8 +1,10 @@
 //! Ctrl-C and SIGTERM end a run in order: what is under way stops, what was measured is told and marked as partial,
-//! what was started is stopped. A second signal ends the process at once.
+//! what was started is stopped. A second signal ends the process at once, whatever its other threads wait for: signals
+//! are listened for on a thread of their own.
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
 /// The exit code of a run that was interrupted, as shells expect it.
@@ -20,23 +22,23 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens for SIGINT and SIGTERM, on the current runtime.
+    /// Listens for SIGINT and SIGTERM until the process ends.
     pub(crate) fn listen() -> anyhow::Result<Interrupt> {
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        // Handlers, not a mask of blocked signals: children start with neither.
+        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for Ctrl-C and SIGTERM")?;
         let (raise, raised) = watch::channel(false);
-        tokio::spawn(async move {
-            for last in [false, true] {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+        let listen = move || {
+            for _ in signals.forever() {
+                if raise.send_replace(true) {
+                    // Without exit handlers: other threads may be in the middle of anything.
+                    signal_hook::low_level::exit(i32::from(INTERRUPTED));
                 }
-                if last {
-                    std::process::exit(i32::from(INTERRUPTED));
-                }
-                raise.send_replace(true);
             }
-        });
+        };
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(listen)
+            .context("cannot start the thread that listens for signals")?;
         Ok(Interrupt { raised })
     }
 

@@ -45,7 +45,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(execute(&cli)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(execute(&cli));
+            // A blocking call that was left behind by an interrupt ends with the process.
+            runtime.shutdown_background();
+            done
+        });
     match done {
         Ok(code) => code,
         Err(error) => {
@@ -70,7 +75,7 @@ async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Device(args) => return device::run(args, &interrupt).await.map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => {
             run::begin_files(&args.load)?;
-            (interrupt.or_interrupted(demo::demo(args, &interrupt)).await?, Some(&args.load))
+            (demo::demo(args, &interrupt).await?, Some(&args.load))
         }
         Command::Run(args) => {
             run::begin_files(&args.load)?;

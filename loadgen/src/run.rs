@@ -43,7 +43,7 @@ pub(crate) async fn run(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result
         _ => shape.workers,
     };
     let plan = args.load.plan(args.operations);
-    let amount = amount(&args.load, &spec, &plan, threads);
+    let amount = Amount { must_exist: args.skip_load, ..amount(&args.load, &spec, &plan, threads) };
     let subject = Subject { spec, records: args.load.records, seed: args.load.seed, shape };
     with_target(&args.target, amount, interrupt, Run { args, subject, plan: Arc::new(plan), interrupt }).await
 }
@@ -79,6 +79,7 @@ fn amount(load: &LoadArgs, spec: &Spec, plan: &Plan, threads: u32) -> Amount {
         value_bytes: spec.mean_value_bytes() as u64,
         overhead_bytes: (written / record * OVERHEAD) as u64,
         threads,
+        must_exist: false,
     }
 }
 

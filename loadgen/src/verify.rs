@@ -33,6 +33,7 @@ pub(crate) async fn verify(args: &VerifyArgs, interrupt: &Interrupt) -> anyhow::
         value_bytes: 1024,
         overhead_bytes: 0,
         threads: args.threads,
+        must_exist: true,
     };
     with_target(&args.target, amount, interrupt, Verify { args, recorded, interrupt }).await
 }

@@ -130,6 +130,34 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     assert_eq!((demo.data(), demo.nodes()), (None, 0));
 }
 
+/// An interrupt under load ends the phase in order: what was measured so far is told, and marked as partial.
+#[test]
+fn an_interrupted_demo_tells_what_it_measured() {
+    let folder = folder();
+    let log = folder.path().join("hlog");
+    let mut command = demo(folder.path(), &format!("{SMALL} --seconds 600 --nodes 1 --kills 0"));
+    command
+        .arg("--hlog")
+        .arg(&log)
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    // A second of the timed phase is written down when it is over.
+    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("Tag=read,")) {
+        assert_eq!(process.try_wait().unwrap(), None);
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", told(&output));
+    let json = json(folder.path());
+    assert_eq!((&json["partial"], &json["ok"]), (&true.into(), &false.into()), "{json:#}");
+    assert_eq!(json["ended_early"], "it was interrupted");
+    assert!(json["run"]["operations"].as_u64().unwrap() > 0, "{json:#}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("it was interrupted"), "{}", told(&output));
+}
+
 /// Killed outright, the demo can remove nothing, but the kernel ends its nodes.
 #[test]
 fn a_killed_demo_leaves_no_process_behind() {

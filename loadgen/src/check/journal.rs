@@ -7,8 +7,9 @@
 //! entry    record u64 | version u64 | checksum of the value u64 | xxh3_64 of the first 24 bytes
 //! ```
 //!
-//! Entries are buffered and flushed once a second, and at the end: a load generator that is killed loses the entries of
-//! its last second, which proves less and claims nothing false. A tail that was cut short is left out and said; damage
+//! Entries are buffered; each write that comes a second or more after the last flush flushes them, and so does the end.
+//! A load generator that is killed loses the entries since then: of its last second if writes kept coming, of longer if
+//! they had ceased. That proves less and claims nothing false. A tail that was cut short is left out and said; damage
 //! before the tail is an error.
 //!
 //! To check, the file is read once per *window* of records, and only the window's promises are held ([`Ledger`]).
@@ -30,7 +31,7 @@ const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 32;
 
-/// Entries wait at most this long for their way to the file.
+/// A write that comes so long after the last flush takes along what waits.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// What has to be known to find the records again.

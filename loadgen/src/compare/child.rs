@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid, getppid};
 use serde_json::Value;
 
 use crate::compare::table::Sample;
@@ -22,12 +22,24 @@ pub(crate) struct Measured {
 }
 
 /// Runs `terrane-loadgen run` with these arguments, its report going to `json`. An interrupt is passed on, and the
-/// process waited for: whatever it started is stopped by itself.
+/// process waited for: whatever it started is stopped by itself. It runs in a process group of its own, so that a Ctrl-C
+/// on the terminal reaches it only through us, once; if this process is killed outright, the kernel tells it to end.
+/// Must be called on the main thread: the kernel goes by the *thread* that started it.
 pub(crate) async fn measure(args: &[String], json: &Path, interrupt: &Interrupt) -> anyhow::Result<Measured> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = tokio::process::Command::new(program);
     command.arg("run").args(args).arg("--json").arg(json);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.process_group(0);
+    let parent = getpid();
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // Had the parent died before the line above, nothing would end this process.
+            if getppid() == parent { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
     let child = command.spawn().context("cannot start a measurement")?;
     let pid = child.id();
     let mut ended = std::pin::pin!(child.wait_with_output());

@@ -1,5 +1,6 @@
 //! `demo`: a cluster of processes on this machine, loaded, measured, robbed of its busiest leader half-way, and read
-//! back. It ends with the cluster stopped and the temporary folder removed, whatever happened.
+//! back. It ends with the cluster stopped and the temporary folder removed, whatever happened. An interrupt ends at once
+//! what comes before the load, and the load in order: what was measured is told.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::check::ledger::Ledger;
 use crate::cli::WrongUsage;
 use crate::cli::demo::DemoArgs;
 use crate::cli::load::LoadArgs;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::load::runner::EarlyEnd;
 use crate::load::session::{self, PhaseClock, Session, Subject};
 use crate::measure::meter::Meter;
@@ -36,7 +37,7 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
     let spec = args.load.spec().context(WrongUsage)?;
     let plan = Arc::new(args.load.plan(None));
     let window = plan.length().unwrap_or_default();
-    let binary = terrane::find_terrane(args.terrane.as_deref()).await?;
+    let binary = interrupt.or_interrupted(terrane::find_terrane(args.terrane.as_deref())).await?;
     let size = args.size.unwrap_or_else(|| device_bytes(&args.load, &spec, window, args.shards));
     let needed = size.saturating_mul(u64::from(args.nodes));
     let place = match &args.data_dir {
@@ -50,10 +51,11 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
         let each = bytes(size);
         eprintln!("Laying out {} nodes of {each} in {}", args.nodes, place.path().display());
     }
-    let layout = terrane::lay_out(&binary, args.nodes, args.shards, place.path(), size).await?;
+    let layout = terrane::lay_out(&binary, args.nodes, args.shards, place.path(), size);
+    let layout = interrupt.or_interrupted(layout).await?;
     // Declared after the place: dropped, and so stopped, before the folder is removed.
     let mut nodes = Nodes::start(&binary, &layout)?;
-    let leaders = terrane::wait_ready(&mut nodes, &layout).await?;
+    let leaders = interrupt.or_interrupted(terrane::wait_ready(&mut nodes, &layout)).await?;
     eprintln!("{}", described(&layout, &leaders));
 
     let names = spec.names();
@@ -63,7 +65,7 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
     (settings.nodes, settings.shards) = (Some(args.nodes), Some(args.shards));
     let mut report = Report::begin("demo", Machine::of(Some(place.path())), settings);
     let books = Books { ledger: Some(Ledger::new(0, args.load.records)), journal: None };
-    let cluster = Cluster::connect(&layout.addresses()).await?;
+    let cluster = interrupt.or_interrupted(Cluster::connect(&layout.addresses())).await?;
     let connect = ClusterConnect::new(&layout.addresses());
     let session = Session::begin(subject, connect, books, interrupt.clone()).await?;
     let mut log = session::begin_log(args.load.hlog.as_deref())?;
@@ -82,6 +84,7 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
             cluster: &cluster,
             watch: &watch,
             live: &live,
+            interrupt,
             outages: Vec::new(),
         };
         let meter = RefCell::new(Meter::default());
@@ -102,10 +105,13 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
             "The nodes' devices are full: ending early. Everything acknowledged so far is read back; give them more room with --size."
         );
     }
-    let (measured, unread) = session.read_back(0, session.records()).await?;
-    let mut verify = VerifyReport::default();
-    verify.add(&measured, session.records(), unread);
-    report.verify = Some(verify);
+    if early != Some(EarlyEnd::Interrupted) {
+        let (measured, unread) = session.read_back(0, session.records()).await?;
+        let mut verify = VerifyReport::default();
+        verify.add(&measured, session.records(), unread);
+        report.verify = Some(verify);
+        early = early.or(measured.early().cloned());
+    }
     session.finish()?;
     nodes.check()?;
     for complaint in nodes.stop() {
@@ -156,6 +162,7 @@ struct Kills<'a> {
     cluster: &'a Cluster,
     watch: &'a Arc<OutageWatch>,
     live: &'a Live,
+    interrupt: &'a Interrupt,
     outages: Vec<OutageReport>,
 }
 
@@ -166,7 +173,12 @@ impl Kills<'_> {
             if !clock.wait_until(at).await {
                 break;
             }
-            self.kill_one(meter, clock).await?;
+            let interrupt = self.interrupt;
+            match interrupt.or_interrupted(self.kill_one(meter, clock)).await {
+                // The phase ends by itself; an outage whose end nobody saw is no number to tell.
+                Err(error) if error.is::<Interrupted>() => break,
+                killed => killed?,
+            }
         }
         Ok(())
     }

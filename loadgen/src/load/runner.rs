@@ -11,8 +11,9 @@
 //! ([`Connect::host`]); its workers are polled together in one task.
 //!
 //! Invariants: the clock of a phase starts after every thread has connected, and at the same moment for all; a phase
-//! is over when every worker of every thread is.
+//! is over when every worker of every thread is, or when a thread failed, and then its error says why.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -106,13 +107,14 @@ impl fmt::Display for EarlyEnd {
 #[derive(Debug, Default)]
 struct Stop {
     set: AtomicBool,
-    reason: Mutex<Option<EarlyEnd>>,
+    /// Why, and since when.
+    reason: Mutex<Option<(EarlyEnd, Instant)>>,
 }
 
 impl Stop {
     /// Ends the phase; the first reason stays.
     fn stop(&self, why: EarlyEnd) {
-        locked(&self.reason).get_or_insert(why);
+        locked(&self.reason).get_or_insert_with(|| (why, Instant::now()));
         self.set.store(true, Ordering::Release);
     }
 }
@@ -205,7 +207,48 @@ type Work<T> = Box<dyn FnOnce(Vec<Rc<T>>) -> Pin<Box<dyn Future<Output = ()>>> +
 struct Member<T> {
     work: mpsc::Sender<Work<T>>,
     workers: Vec<(u32, usize)>,
-    handle: JoinHandle<anyhow::Result<()>>,
+    /// `None` once the thread was joined.
+    handle: RefCell<Option<JoinHandle<anyhow::Result<()>>>>,
+}
+
+impl<T> Member<T> {
+    /// Whether the thread has ended.
+    fn is_gone(&self) -> bool {
+        self.handle.borrow().as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// The error of a thread that has ended; told once.
+    fn error(&self) -> Option<anyhow::Error> {
+        if self.is_gone() { joined(self.handle.take()?).err() } else { None }
+    }
+}
+
+/// Waits for a thread's end; gives its error.
+fn joined(handle: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    handle.join().unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(anyhow!("a load thread panicked: {}", said.unwrap_or("it said nothing")))
+    })
+}
+
+/// The threads of a crew, whatever their target is.
+trait Threads {
+    /// Whether one has ended.
+    fn one_is_gone(&self) -> bool;
+
+    /// The first error of those that have ended; told once.
+    fn error(&self) -> Option<anyhow::Error>;
+}
+
+impl<C: Connect> Threads for Crew<C> {
+    fn one_is_gone(&self) -> bool {
+        self.members.iter().any(Member::is_gone)
+    }
+
+    fn error(&self) -> Option<anyhow::Error> {
+        self.members.iter().find_map(Member::error)
+    }
 }
 
 /// Connected threads, waiting for phases.
@@ -213,9 +256,12 @@ pub(crate) struct Crew<C: Connect> {
     members: Vec<Member<C::Target>>,
 }
 
-/// How often an idle thread looks for work. A phase's clock starts later than that, so that all begin together.
+/// How often an idle thread looks for work: at first, and after so many looks in vain, so that it hardly disturbs a
+/// store that settles. A phase's clock starts later than either, so that all begin together.
 const LOOK: Duration = Duration::from_millis(2);
-const RUN_UP: Duration = Duration::from_millis(10);
+const LOOKS: u32 = 100;
+const LOOK_IDLE: Duration = Duration::from_millis(20);
+const RUN_UP: Duration = Duration::from_millis(30);
 
 /// Tallies of a phase: threads beyond that share, because each costs memory that would count as an embedded store's.
 const TALLIES: usize = 4;
@@ -247,6 +293,7 @@ impl<C: Connect> Crew<C> {
                 })
                 .context("cannot start a load thread")?;
             connecting.push(connected);
+            let handle = RefCell::new(Some(handle));
             members.push(Member { work, workers: share.workers, handle });
         }
         let mut failed = None;
@@ -259,7 +306,7 @@ impl<C: Connect> Crew<C> {
             }
         }
         let crew = Crew { members };
-        if failed.is_some() || crew.members.iter().any(|member| member.handle.is_finished()) {
+        if failed.is_some() || crew.one_is_gone() {
             let ended = crew.stop();
             return Err(failed.or(ended.err()).unwrap_or_else(|| anyhow!("a load thread ended at once")));
         }
@@ -272,9 +319,10 @@ impl<C: Connect> Crew<C> {
         let tallies: Vec<_> =
             (0..self.members.len().min(TALLIES)).map(|_| Arc::new(Mutex::new(Tally::new()))).collect();
         let left = Arc::new(AtomicUsize::new(self.members.len()));
+        let ended = Arc::new(Mutex::new(None));
         let started = Instant::now() + RUN_UP;
         for (thread, member) in self.members.iter().enumerate() {
-            let (job, stop, left) = (job.clone(), stop.clone(), left.clone());
+            let (job, stop, left, ended) = (job.clone(), stop.clone(), left.clone(), ended.clone());
             let tally = tallies[thread % tallies.len()].clone();
             let workers = member.workers.clone();
             let work: Work<C::Target> = Box::new(move |targets| {
@@ -292,14 +340,14 @@ impl<C: Connect> Crew<C> {
                         })
                         .collect();
                     while tasks.next().await.is_some() {}
+                    *locked(&ended) = Some(Instant::now());
                     left.fetch_sub(1, Ordering::AcqRel);
                 })
             });
             // A thread that is gone shows when the phase is joined.
             let _ = member.work.send(work);
         }
-        let alive = Box::new(|| self.members.iter().all(|member| !member.handle.is_finished()));
-        Phase { started, stop, tallies, left, alive }
+        Phase { started, stop, tallies, left, ended, members: self }
     }
 
     /// Ends the threads in order: what they connected to is closed. Gives the first error.
@@ -309,16 +357,8 @@ impl<C: Connect> Crew<C> {
 
     fn join(&mut self) -> anyhow::Result<()> {
         // All are told before the first is waited for: embedded shards end together.
-        let handles: Vec<_> = self.members.drain(..).map(|member| member.handle).collect();
-        let mut result = Ok(());
-        for handle in handles {
-            let ended = match handle.join() {
-                Ok(ended) => ended,
-                Err(_) => Err(anyhow!("a load thread panicked")),
-            };
-            result = result.and(ended);
-        }
-        result
+        let handles: Vec<_> = self.members.drain(..).filter_map(|member| member.handle.take()).collect();
+        handles.into_iter().map(joined).fold(Ok(()), anyhow::Result::and)
     }
 }
 
@@ -343,14 +383,20 @@ async fn serve<T: Target>(
         }
     };
     let _ = ready.send(Ok(()));
+    let mut looks = 0;
     loop {
         match queue.try_recv() {
-            Ok(work) => work(targets.clone()).await,
+            Ok(work) => {
+                work(targets.clone()).await;
+                looks = 0;
+            }
             Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => match targets.first() {
-                Some(target) => target.sleep_until(Instant::now() + LOOK).await,
-                None => return,
-            },
+            Err(TryRecvError::Empty) => {
+                let Some(target) = targets.first() else { return };
+                let pause = if looks < LOOKS { LOOK } else { LOOK_IDLE };
+                looks = looks.saturating_add(1);
+                target.sleep_until(Instant::now() + pause).await;
+            }
         }
     }
 }
@@ -370,7 +416,9 @@ pub(crate) struct Phase<'a> {
     tallies: Vec<Arc<Mutex<Tally>>>,
     /// Threads that are not done.
     left: Arc<AtomicUsize>,
-    alive: Box<dyn Fn() -> bool + 'a>,
+    /// When the last thread was done that is.
+    ended: Arc<Mutex<Option<Instant>>>,
+    members: &'a dyn Threads,
 }
 
 /// What a phase came to.
@@ -380,7 +428,8 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// Why it ended early, if it did.
     pub(crate) early: Option<EarlyEnd>,
-    /// How long it took.
+    /// How long it took: until it was stopped, else until the last worker was done. What was in flight when it was
+    /// stopped is counted, the time that it took from then on is not.
     pub(crate) elapsed: Duration,
 }
 
@@ -392,7 +441,7 @@ impl Phase<'_> {
 
     /// Whether all workers are done (or a thread is gone).
     pub(crate) fn finished(&self) -> bool {
-        self.left.load(Ordering::Acquire) == 0 || !(self.alive)()
+        self.left.load(Ordering::Acquire) == 0 || self.members.one_is_gone()
     }
 
     /// Ends the phase: workers finish what they have in flight.
@@ -409,13 +458,18 @@ impl Phase<'_> {
 
     /// Adds up what the workers counted. To be called when the phase is [`finished`](Phase::finished).
     pub(crate) fn join(self) -> anyhow::Result<Outcome> {
-        ensure!(self.left.load(Ordering::Acquire) == 0, "a load thread failed in the middle of a phase");
-        let elapsed = self.elapsed();
+        const FAILED: &str = "a load thread failed in the middle of a phase";
+        if self.left.load(Ordering::Acquire) > 0 {
+            return Err(self.members.error().map_or_else(|| anyhow!(FAILED), |error| error.context(FAILED)));
+        }
         let mut sum = Tally::new();
         for tally in &self.tallies {
             sum.add(&locked(tally));
         }
-        let early = locked(&self.stop.reason).clone();
+        let since = |at: Instant| at.saturating_duration_since(self.started);
+        let ended = locked(&self.ended).map_or_else(|| self.elapsed(), since);
+        let (early, stopped_at) = locked(&self.stop.reason).clone().map(|(why, at)| (why, since(at))).unzip();
+        let elapsed = stopped_at.map_or(ended, |at| at.min(ended));
         Ok(Outcome { tally: sum, early, elapsed })
     }
 }
@@ -567,6 +621,111 @@ mod tests {
         assert_eq!(phase.join().unwrap().early, Some(EarlyEnd::Interrupted));
     }
 
+    /// Every worker has an operation in flight that is answered only when the test says so.
+    struct Held {
+        begun: AtomicUsize,
+        release: tokio::sync::Semaphore,
+    }
+
+    impl Job for Held {
+        async fn work<T: Target>(&self, _: Worker<T>) {
+            self.begun.fetch_add(1, Ordering::AcqRel);
+            self.release.acquire().await.unwrap().forget();
+        }
+    }
+
+    #[tokio::test]
+    async fn time_after_the_stop_is_not_the_phases() {
+        let crew = Crew::start(&shape(2, 4), &MemoryTarget::default()).await.unwrap();
+        let job = Arc::new(Held { begun: AtomicUsize::new(0), release: tokio::sync::Semaphore::new(0) });
+        let phase = crew.begin(&job);
+        while job.begun.load(Ordering::Acquire) < 4 {
+            tokio::task::yield_now().await;
+        }
+        let before = phase.elapsed();
+        phase.stop(EarlyEnd::Interrupted);
+        let after = phase.elapsed();
+        phase.stop(EarlyEnd::Asked);
+        while phase.elapsed() < after + Duration::from_millis(1) {
+            tokio::task::yield_now().await;
+        }
+        job.release.add_permits(4);
+        while !phase.finished() {
+            tokio::task::yield_now().await;
+        }
+        let Outcome { early, elapsed, .. } = phase.join().unwrap();
+        assert_eq!(early, Some(EarlyEnd::Interrupted), "the first reason");
+        assert!((before..=after).contains(&elapsed), "{before:?} {elapsed:?} {after:?}");
+    }
+
+    #[tokio::test]
+    async fn time_before_the_join_is_not_the_phases() {
+        let crew = Crew::start(&shape(2, 4), &MemoryTarget::default()).await.unwrap();
+        let phase = crew.begin(&Count::new(100));
+        while !phase.finished() {
+            tokio::task::yield_now().await;
+        }
+        let after = phase.elapsed();
+        while phase.elapsed() == after {
+            tokio::task::yield_now().await;
+        }
+        let outcome = phase.join().unwrap();
+        assert!(outcome.elapsed <= after && outcome.early.is_none());
+    }
+
+    /// A target whose runtime fails while its load is under way.
+    #[derive(Clone)]
+    struct Breaks;
+
+    impl Connect for Breaks {
+        type Target = MemoryTarget;
+
+        fn can(&self, _: Ability) -> bool {
+            false
+        }
+
+        fn host(
+            &self,
+            _: Seat,
+            load: impl AsyncFnOnce(anyhow::Result<Vec<Rc<MemoryTarget>>>),
+        ) -> anyhow::Result<()> {
+            let mut ended = Ok(());
+            clock::on_tokio(async {
+                let target = MemoryTarget::default();
+                let broken = async {
+                    while target.len() == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::select! {
+                    () = broken => ended = Err(anyhow!("the ring broke")),
+                    () = load(Ok(vec![Rc::new(target.clone())])) => {}
+                }
+            })?;
+            ended
+        }
+
+        async fn looks(&self) -> Vec<(u64, Look)> {
+            Vec::new()
+        }
+    }
+
+    struct PutForever;
+
+    impl Job for PutForever {
+        async fn work<T: Target>(&self, worker: Worker<T>) {
+            while !worker.stopped() {
+                worker.target.put(b"key", bytes::Bytes::new(), None).await.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_fails_in_the_middle_says_why() {
+        let error = testing::run(&shape(1, 2), &Breaks, &Arc::new(PutForever)).unwrap_err();
+        assert_eq!(format!("{error:#}"), "a load thread failed in the middle of a phase: the ring broke");
+    }
+
     #[derive(Clone)]
     struct Unreachable;
 
@@ -618,6 +777,6 @@ mod tests {
     #[test]
     fn a_panicking_worker_is_reported() {
         let error = testing::run(&shape(1, 2), &MemoryTarget::default(), &Arc::new(Panics)).unwrap_err();
-        assert!(error.to_string().contains("a load thread"), "{error}");
+        assert!(format!("{error:#}").contains("worker 1 gives up"), "{error:#}");
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 #[cfg(any(feature = "rocksdb", feature = "fjall", feature = "etcd", feature = "redis"))]
 use crate::cli::target::TargetName;
 use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
+use crate::cli::usage;
 use crate::interrupt::Interrupt;
 use crate::place::Place;
 use crate::target::Connect;
@@ -28,6 +29,8 @@ pub(crate) struct Amount {
     pub(crate) overhead_bytes: u64,
     /// Threads that call an embedded store.
     pub(crate) threads: u32,
+    /// An embedded store must be in its folder already: nothing is going to be loaded.
+    pub(crate) must_exist: bool,
 }
 
 /// What is done with a target, whatever its type.
@@ -73,6 +76,13 @@ pub(crate) async fn with_target<V: Visit>(
             }
             _ => visit.visit(ClusterConnect::new(&args.addresses()), Vec::new()).await,
         };
+    }
+    if let (true, Some(folder)) = (amount.must_exist, &args.data) {
+        let folder_name = folder.display();
+        usage(
+            std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()),
+            &format!("--data {folder_name}: no store is there; name the folder that an earlier run loaded"),
+        )?;
     }
     // Declared first: removed after the store in it is closed.
     let place = match &args.data {

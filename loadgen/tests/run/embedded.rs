@@ -146,6 +146,25 @@ async fn an_interrupted_layout_is_done_again() {
     assert!(folder.path("data/engine.terrane").metadata().unwrap().len() <= 40 << 20);
 }
 
+/// A folder that was mistyped is no empty store in which everything is lost.
+#[tokio::test]
+async fn a_store_that_is_not_there_is_not_created() {
+    let folder = Folder::new();
+    let acknowledged = "--data {}/data --mode nosync --records 10 --operations 10 --record {}/acknowledged";
+    folder.ends(0, &run(acknowledged)).await;
+    std::fs::create_dir(folder.path("empty")).unwrap();
+    for data in ["typo", "empty"] {
+        let words = [data, "no store is there"];
+        let loaded = run(&format!("--data {{}}/{data} --records 10 --operations 10 --skip-load"));
+        folder.ends(2, &loaded).await.complains(&words);
+        let verified = format!("verify {{}}/acknowledged --target engine --data {{}}/{data}");
+        folder.ends(2, &verified).await.complains(&words);
+    }
+    assert!(!folder.path("typo").exists());
+    assert_eq!(std::fs::read_dir(folder.path("empty")).unwrap().count(), 0);
+    folder.ends(0, "verify {}/acknowledged --target engine --data {}/data").await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_is_refused_by_name() {
     let folder = Folder::new();

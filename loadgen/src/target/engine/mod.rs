@@ -10,7 +10,7 @@
 //! What is acknowledged: a put is appended, durable by the group's commit (with `durable`: on the medium; otherwise
 //! when the direct write has completed), and applied. Groups have one replica, so durable is committed.
 //!
-//! Invariant: a phase's load is driven on the shard's own runtime, whose wakers must not leave their thread: `load` may
+//! Invariant: the load is driven on the shard's own runtime, whose wakers must not leave their thread: `load` may
 //! wait only for its targets.
 
 mod config;
@@ -53,7 +53,7 @@ struct Shared {
     config: Config,
     device: FileDevice,
     panels: Vec<Arc<Panel>>,
-    /// The ends of the mesh of the phase that is starting, until their threads take them.
+    /// The ends of the mesh of the crew that is starting, until its threads take them.
     ends: Mutex<Vec<Option<ShardEnd>>>,
 }
 
@@ -78,7 +78,7 @@ impl EngineConnect {
         self.shared.config.settings(&self.shared.device)
     }
 
-    /// This seat's end of its phase's mesh; the first thread of a phase makes the mesh.
+    /// This seat's end of its crew's mesh; the first thread of a crew makes the mesh.
     fn take_end(&self, seat: Seat) -> anyhow::Result<ShardEnd> {
         let threads = self.shared.config.threads;
         anyhow::ensure!(
@@ -92,9 +92,7 @@ impl EngineConnect {
             *ends = mesh::mesh(threads as usize, mesh::CAPACITY)?.into_iter().map(Some).collect();
         }
         let end = ends[seat.thread as usize].take();
-        end.with_context(|| {
-            format!("thread {} is there already: the phase before has not ended", seat.thread)
-        })
+        end.with_context(|| format!("thread {} is there already: the crew before has not ended", seat.thread))
     }
 
     /// Opens the shard of an end.

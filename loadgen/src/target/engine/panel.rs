@@ -1,7 +1,7 @@
 //! What each shard has counted, to be asked from another thread while it runs.
 //!
-//! A shard's store counts from its opening, and is opened anew for every phase of a run; the panel adds the phases up.
-//! A question rings the shard's bell; the shard answers between two operations. A shard that has ended left its last
+//! A shard's store counts from its opening. It stays open from phase to phase, as long as the crew that drives it; the
+//! panel adds up what one crew's opening after another has counted. A question rings the shard's bell; the shard answers between two operations. A shard that has ended left its last
 //! word here, so nobody waits for it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +38,7 @@ pub(super) struct Panel {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What the phases before this one came to.
+    /// What the openings before this one came to.
     before: Counts,
     last: Counts,
     /// The shard, while it runs.
