@@ -67,7 +67,7 @@ impl Layout {
         let settable = config.iter().filter(|(name, _)| !FIXED.contains(&name.as_str()));
         let shown = settable.map(|(name, value)| {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            // The two are the node's, not the whole's.
+            // As the embedded engine tells it.
             let each = if ["cache_bytes", "tail_bytes"].contains(&name.as_str()) { " a shard" } else { "" };
             (name.clone(), format!("{value}{each}"))
         });
