@@ -18,8 +18,8 @@ Examples:
 Peers are features of the build: cargo build --release -p terrane-loadgen --features peers. A fair RocksDB needs the
 processor's own checksum instructions: RUSTFLAGS=\"-C target-cpu=native\".
 
-Every measurement is a process of its own, so memory, CPU and bytes written are one store's. Targets take turns within
-each repetition (A B A B), so that drift of a shared machine hits all alike; ratios are what counts.
+Every measurement is a process of its own, so memory, CPU and bytes written are one store's. Targets take turns (A B C,
+then B C A, C A B), so that drift of a shared machine hits all alike; ratios are what counts.
 
 Exit codes: 0 all measured; 1 something could not be measured (the rest is told); 2 wrong usage; 130 interrupted (what
 was measured by then is told).";
@@ -84,6 +84,11 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_parser = figures::size, value_name = "BYTES")]
     pub(crate) cache: Option<u64>,
 
+    /// Bytes that each store, and each node of a cluster, may occupy: what Terrane lays out, and what must be free.
+    /// [default: one and a half times what loading and the mixed phase may write, at least 1.5 GiB]
+    #[arg(long, value_parser = figures::size, value_name = "BYTES")]
+    pub(crate) capacity: Option<u64>,
+
     /// How long the mixed phase lasts, after --warmup seconds of the same.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000), value_name = "S")]
     pub(crate) seconds: u64,
@@ -124,7 +129,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, conflicts_with_all = ["scale", "value_sizes", "seconds", "repetitions", "clients"])]
     pub(crate) quick: bool,
 
-    /// Writes the table to this file as JSON (stable keys; units in the names), after every measurement.
+    /// Writes the table to this file as JSON (stable keys; units in the names), after every measurement; to what is no
+    /// regular file, once at the end.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 

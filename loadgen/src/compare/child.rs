@@ -17,8 +17,10 @@ pub(crate) struct Measured {
     pub(crate) sample: Sample,
     /// The target's effective settings.
     pub(crate) settings: Vec<(String, String)>,
-    /// Why it ended early, or what else makes it doubtful; the sample holds what there is.
-    pub(crate) complaint: Option<String>,
+    /// Why the sample stands for nothing: the run ended early, or promises were broken.
+    pub(crate) failure: Option<String>,
+    /// What makes the sample doubtful: what the run warned of, and operations that failed.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Runs `terrane-loadgen run` with these arguments, its report going to `json`. An interrupt is passed on, and the
@@ -101,13 +103,16 @@ fn read(report: &Value) -> Measured {
     let broken = ["load", "run"]
         .iter()
         .any(|phase| report[phase]["broken_promises"].as_object().is_some_and(|kinds| !kinds.is_empty()));
-    let complaint = match report["ended_early"].as_str() {
+    let failure = match report["ended_early"].as_str() {
         Some(why) => Some(format!("ended early: {why}")),
-        None if broken => Some("values were lost or damaged".to_owned()),
-        None if failed > 0 => Some(format!("{failed} operations failed")),
-        None => None,
+        None => broken.then(|| "values were lost or damaged".to_owned()),
     };
-    Measured { sample, settings: settings.collect(), complaint }
+    let warned = report["warnings"].as_array().into_iter().flatten();
+    let mut warnings: Vec<String> = warned.filter_map(Value::as_str).map(str::to_owned).collect();
+    if failed > 0 {
+        warnings.push(format!("{failed} operations failed"));
+    }
+    Measured { sample, settings: settings.collect(), failure, warnings }
 }
 
 /// The arguments of a measurement, put together.
@@ -155,13 +160,21 @@ mod tests {
         assert_eq!((wa, wa_own), (Some(1.3), Some(1.15)));
         assert!(sa.is_some());
         assert_eq!(rss_bytes, Some(2.0 * f64::from(50 << 20)), "of both nodes");
-        assert_eq!(measured.complaint.as_deref(), Some("1 operations failed"));
+        assert_eq!((measured.failure, measured.warnings), (None, vec!["1 operations failed".to_owned()]));
+    }
+
+    #[test]
+    fn what_a_run_warns_of_is_passed_on() {
+        let measured = read(&serde_json::json!({"warnings": ["the clock jumped"], "ended_early": null}));
+        assert_eq!((measured.failure, measured.warnings), (None, vec!["the clock jumped".to_owned()]));
+        let broken = serde_json::json!({"run": {"broken_promises": {"lost": 1}}});
+        assert_eq!(read(&broken).failure.as_deref(), Some("values were lost or damaged"));
     }
 
     #[test]
     fn a_report_of_nothing_has_no_figures() {
         let measured = read(&serde_json::json!({"ended_early": "the target's space is used up"}));
         assert_eq!(measured.sample, Sample::default());
-        assert_eq!(measured.complaint.as_deref(), Some("ended early: the target's space is used up"));
+        assert_eq!(measured.failure.as_deref(), Some("ended early: the target's space is used up"));
     }
 }

@@ -1,16 +1,18 @@
 //! `compare`: Terrane beside its peers, in one table, measured in one run.
 //!
 //! ```text
-//! plan      the cells of the table, and the order of the measurements: targets take turns (A B A B)
-//! child     one measurement: `run` in a process of its own
-//! deploy    the servers that a networked target needs, for one measurement
-//! table     medians, ranges, ratios; as text, JSON and CSV
-//! page      the same with charts
+//! plan         the cells of the table, and the order of the measurements: targets take turns (A B C, B C A, C A B)
+//! child        one measurement: `run` in a process of its own
+//! deploy       the servers that a networked target needs, for one measurement
+//! table        medians, ranges, ratios; as text, JSON and CSV
+//! checkpoint   the JSON while it is under way
+//! page         the same with charts
 //! ```
 //!
 //! Invariants: each measurement has a folder of its own, gone before the next begins; after every measurement the JSON
 //! holds all that is known.
 
+mod checkpoint;
 mod child;
 mod deploy;
 mod page;
@@ -30,13 +32,13 @@ use crate::cli::target::{Config, Mode};
 use crate::compare::child::Arguments;
 use crate::compare::deploy::Servers;
 use crate::compare::plan::{Cell, Turn};
-use crate::compare::table::{Comparison, Failure, PROVISIONAL, Row, Sample};
+use crate::compare::table::{Comparison, Note, PROVISIONAL, Row, Sample};
 use crate::device;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::place::Place;
 use crate::report::figures::{bytes, count, latency};
 use crate::report::machine::Machine;
-use crate::report::{begin_file, csv, write_json};
+use crate::report::{begin_file, csv};
 
 /// Least that a store caches.
 const CACHE_MIN: u64 = 8 << 20;
@@ -77,8 +79,10 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         repetitions: args.repetitions,
         shards,
         nodes: args.nodes,
-        configurations: BTreeMap::new(),
+        configurations: Vec::new(),
+        remarks: table::remarks(&targets),
         failures: Vec::new(),
+        warnings: Vec::new(),
         rows: Vec::new(),
     };
     eprintln!(
@@ -89,17 +93,22 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         args.seconds + args.warmup
     );
     let progress = Progress::new(turns.len());
-    let mut samples: Vec<(Cell, Contestant, Sample)> = Vec::new();
+    let mut samples: Vec<(Turn, Sample)> = Vec::new();
+    let mut told: Vec<(Turn, BTreeMap<String, String>)> = Vec::new();
+    let mut warnings: Vec<Note> = Vec::new();
     let mut interrupted = false;
     for (number, turn) in turns.iter().enumerate() {
         progress.begin(number, turn);
         match one(turn, args, &table, place.path(), interrupt).await {
             Ok(measured) => {
-                progress.tell(number, turn, &measured.sample, measured.complaint.as_deref());
-                let known = table.configurations.entry(turn.target.name()).or_default();
-                known.extend(measured.settings);
-                samples.push((turn.cell, turn.target, measured.sample));
-                table.failures.extend(measured.complaint.map(|reason| failure(turn, reason)));
+                let child::Measured { sample, settings, failure, warnings: doubts } = measured;
+                progress.tell(number, turn, &sample, failure.iter().chain(&doubts));
+                told.push((*turn, settings.into_iter().collect()));
+                match failure {
+                    Some(reason) => table.failures.push(Note::of(turn, reason)),
+                    None => samples.push((*turn, sample)),
+                }
+                warnings.extend(doubts.into_iter().map(|doubt| Note::of(turn, doubt)));
             }
             Err(error) if error.is::<Interrupted>() => {
                 interrupted = true;
@@ -107,27 +116,33 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
             }
             Err(error) => {
                 let reason = format!("{error:#}");
-                progress.tell(number, turn, &Sample::default(), Some(&reason));
-                table.failures.push(failure(turn, reason));
+                progress.tell(number, turn, &Sample::default(), [&reason]);
+                table.failures.push(Note::of(turn, reason));
             }
         }
         table.rows = table::rows(&samples);
+        table.configurations = table::configurations(&told);
+        table.warnings = warnings.iter().cloned().chain(table::doubts(&table.rows)).collect();
         if let Some(path) = &args.json {
-            write_json(&table, path)?;
+            checkpoint::intermediate(&table, path);
         }
+        settle(place.path()).await;
     }
     progress.clear();
     table.partial = interrupted || !table.failures.is_empty();
     tell(&table);
+    // One that cannot be written does not keep the others from it.
+    let mut written = Vec::new();
     if let Some(path) = &args.json {
-        write_json(&table, path)?;
+        written.push(checkpoint::last(&table, path));
     }
     if let Some(path) = &args.csv {
-        csv::table(path, Row::COLUMNS, &table.rows)?;
+        written.push(csv::table(path, Row::COLUMNS, &table.rows));
     }
     if let Some(path) = &args.html {
-        page::page(&table).write(path).with_context(|| format!("--html {}", path.display()))?;
+        written.push(page::page(&table).write(path).with_context(|| format!("--html {}", path.display())));
     }
+    written.into_iter().collect::<anyhow::Result<()>>()?;
     if interrupted { Err(Interrupted.into()) } else { Ok(table.failures.is_empty()) }
 }
 
@@ -136,31 +151,40 @@ fn tell(table: &Comparison) {
     println!("{}", table.tables());
 }
 
-fn failure(turn: &Turn, reason: String) -> Failure {
-    Failure {
-        target: turn.target.name(),
-        value_bytes: turn.cell.value_bytes,
-        config: turn.cell.config.name(),
-        mode: turn.cell.mode.name(),
-        clients: turn.cell.clients,
-        repetition: turn.repetition,
-        reason,
+/// Waits until the disk is done with what the last measurement left to it, its removal included: the next one shall
+/// not pay for it.
+async fn settle(place: &Path) {
+    let place = place.to_owned();
+    let synced = tokio::task::spawn_blocking(move || {
+        let folder = std::fs::File::open(&place)?;
+        nix::unistd::syncfs(&folder).map_err(std::io::Error::from)
+    });
+    let failed = match synced.await {
+        Ok(synced) => synced.err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(error) = failed {
+        eprintln!("warning: the disk cannot be synced between measurements: {error}");
     }
 }
 
-/// Bytes that one target may occupy at once: what is loaded, all that the mixed phase can write (half of its operations
-/// do), and the nodes that each keep all of it.
-fn capacity(args: &CompareArgs) -> u64 {
+/// Bytes that one store, or one node, may occupy: what is loaded, all that the mixed phase can write (half of its
+/// operations do), and as much again by half for what surrounds small values in a log and for the unevenness of shards.
+fn store_bytes(args: &CompareArgs) -> u64 {
     let mixed = (args.seconds + args.warmup).saturating_mul(WRITE_RATE_MAX / 2);
-    args.scale.saturating_add(args.scale / 4).saturating_add(mixed).max(1 << 30)
+    let written = args.scale.saturating_add(args.scale / 4).saturating_add(mixed).max(1 << 30);
+    let bytes = args.capacity.unwrap_or(written.saturating_add(written / 2));
+    bytes.checked_next_multiple_of(64 << 20).unwrap_or(bytes)
 }
 
+/// Bytes that one measurement at a time may occupy at most.
 fn room(args: &CompareArgs, turns: &[Turn]) -> u64 {
-    let copies = |turn: &Turn| match turn.target {
-        Contestant::Cluster | Contestant::Etcd => u64::from(args.nodes),
-        _ => 1,
+    let of = |turn: &Turn| match turn.target {
+        Contestant::Device => args.scale,
+        Contestant::Cluster | Contestant::Etcd => store_bytes(args).saturating_mul(args.nodes.into()),
+        _ => store_bytes(args),
     };
-    capacity(args).saturating_mul(turns.iter().map(copies).max().unwrap_or(1))
+    turns.iter().map(of).max().unwrap_or(0)
 }
 
 /// Connections to servers: as many as each client library is meant to be used with. Redis serves a connection's
@@ -208,22 +232,20 @@ async fn one(
     std::fs::create_dir(&data).with_context(|| format!("cannot make {}", data.display()))?;
     let mut servers = Servers::None;
     if target.is_embedded() {
-        let mut capacity = capacity(args);
-        // What surrounds small values in the log, and the unevenness of the shards.
-        capacity += capacity / 2;
         arguments
             .option("threads", table.shards)
             .option("mode", mode.name())
             .option("config", config.name())
             .option("cache", table.cache_bytes)
-            .option("capacity", capacity.next_multiple_of(64 << 20))
+            .option("capacity", store_bytes(args))
             .path("data", &data);
         for setting in args.settings.iter().filter(|setting| setting.target == turn.target) {
             arguments.option("set", format!("{}={}", setting.name, setting.value));
         }
     } else {
         arguments.option("connections", connections(turn));
-        let started = Servers::start(*turn, args, table.shards, capacity(args), &data, &mut arguments);
+        let (capacity, cache) = (store_bytes(args), table.cache_bytes);
+        let started = Servers::start(*turn, args, table.shards, capacity, cache, &data, &mut arguments);
         servers = interrupt.or_interrupted(started).await?;
     }
     let json = folder.path().join("report.json");
@@ -237,6 +259,7 @@ async fn one(
     alive?;
     let mut measured = measured?;
     measured.settings.extend(settings);
+    measured.sample.sa = measured.sample.sa.map(|sa| sa * servers.nodes_per_copy(args.nodes));
     Ok(measured)
 }
 
@@ -280,7 +303,7 @@ async fn probe(
         ..Sample::default()
     };
     let settings = vec![("requests".to_owned(), "1:1 random reads and sequential writes, direct".to_owned())];
-    Ok(child::Measured { sample, settings, complaint: None })
+    Ok(child::Measured { sample, settings, failure: None, warnings: Vec::new() })
 }
 
 /// Which measurement is under way, and how long the rest may take.
@@ -318,7 +341,13 @@ impl Progress {
         self.bar.set_message(format!("{}{left}", named(turn)));
     }
 
-    fn tell(&self, number: usize, turn: &Turn, sample: &Sample, complaint: Option<&str>) {
+    fn tell<'a>(
+        &self,
+        number: usize,
+        turn: &Turn,
+        sample: &Sample,
+        complaints: impl IntoIterator<Item = &'a String>,
+    ) {
         let ops = |ops: Option<f64>| ops.map_or("-".to_owned(), |ops| count(ops.round() as u64));
         let us = |us: Option<f64>| {
             us.map_or("-".to_owned(), |us| latency(Duration::from_nanos((us * 1e3) as u64)))
@@ -333,7 +362,7 @@ impl Progress {
             us(sample.read_p99_us),
             us(sample.write_p99_us)
         );
-        if let Some(complaint) = complaint {
+        for complaint in complaints {
             line.push_str(&format!(" ({complaint})"));
         }
         if self.seen {
@@ -361,4 +390,34 @@ fn named(turn: &Turn) -> String {
         },
         turn.repetition
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+
+    /// What must be free is what the hungriest turn lays out.
+    #[test]
+    fn room_is_asked_for_what_is_laid_out() {
+        let room = |line: &str| {
+            let args = Line::try_parse_from(format!("compare {line}").split_whitespace()).unwrap().args;
+            let turns = plan::turns(&args, &args.targets);
+            (room(&args, &turns), store_bytes(&args))
+        };
+        let (needed, store) = room("--target device --target engine --scale 64MiB --seconds 1 --warmup 0");
+        assert_eq!((needed, store), (3 << 29, 3 << 29), "1 GiB and half of it again");
+        let (needed, store) = room("--target cluster --target engine --nodes 3 --scale 2GiB --seconds 20");
+        assert_eq!(needed, 3 * store);
+        assert!(store >= 3 * ((5 << 29) + 20 * (250 << 20)) / 2);
+        assert_eq!(room("--target device --scale 64MiB").0, 64 << 20);
+        assert_eq!(room("--target engine --capacity 100MiB"), (128 << 20, 128 << 20));
+    }
 }

@@ -1,6 +1,7 @@
 //! The comparison as a page.
 
-use crate::compare::table::{Comparison, HEADINGS, Row, fields};
+use crate::cli::compare::Contestant;
+use crate::compare::table::{Comparison, HEADINGS, Note, Row, fields};
 use crate::report::axis::{Axis, Unit};
 use crate::report::chart::Bar;
 use crate::report::curves::{self, Cell};
@@ -41,6 +42,15 @@ pub(crate) fn page(table: &Comparison) -> Page {
                 [row.mixed_ops_s, row.mixed_ops_s_min, row.mixed_ops_s_max]
             }),
         ));
+        if rows.iter().any(|row| row.target == Contestant::Rocksdb.name()) {
+            let ratios = cells(&rows, |row| [row.mixed_ops_s_ratio; 3]);
+            let axis = Axis::linear("Times RocksDB", Unit::Ratio);
+            sections.push(Section::chart(
+                &title("Mixed throughput, ratio to RocksDB"),
+                Some("Medians over the repetitions, each beside RocksDB's of the same repetition."),
+                curves::comparison(axis, &ratios, Some((1.0, "RocksDB".to_owned()))),
+            ));
+        }
         sections.push(Section::chart(
             &title("p99 of reads"),
             None,
@@ -71,29 +81,32 @@ pub(crate) fn page(table: &Comparison) -> Page {
         ));
         let all = Table {
             header: HEADINGS.map(str::to_owned).to_vec(),
-            rows: rows.iter().map(|row| fields(row).to_vec()).collect(),
+            rows: rows.iter().map(|row| fields(row).map(|field| field.replace('\n', " ")).to_vec()).collect(),
         };
-        sections.push(Section::table(&title("All figures"), None, all));
+        let note = "Medians, in brackets the ratio to RocksDB; of throughputs also the least and the most.";
+        sections.push(Section::table(&title("All figures"), Some(note), all));
     }
-    if !table.failures.is_empty() {
-        let rows = table.failures.iter().map(|failure| {
-            let cell = format!(
-                "{} {} {} clients, {}, repetition {}",
-                failure.config,
-                failure.mode,
-                failure.clients,
-                bytes(failure.value_bytes),
-                failure.repetition
-            );
-            vec![failure.target.to_owned(), cell, failure.reason.clone()]
-        });
-        let header = ["target", "cell", "reason"].map(str::to_owned).to_vec();
-        sections.push(Section::table("Not measured", None, Table { header, rows: rows.collect() }));
+    for (title, notes) in
+        [("Not measured", &table.failures), ("What makes these numbers doubtful", &table.warnings)]
+    {
+        if !notes.is_empty() {
+            let row = |note: &Note| vec![note.target.to_owned(), note.cell(), note.reason.clone()];
+            let header = ["target", "cell", "reason"].map(str::to_owned).to_vec();
+            sections.push(Section::table(
+                title,
+                None,
+                Table { header, rows: notes.iter().map(row).collect() },
+            ));
+        }
     }
-    for (target, settings) in &table.configurations {
-        let rows = settings.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
+    if !table.remarks.is_empty() {
+        sections.push(Section::text("What the figures do not show", &table.remarks.join("\n")));
+    }
+    for configuration in &table.configurations {
+        let settings = configuration.settings.iter();
+        let rows = settings.map(|(name, value)| vec![name.clone(), value.clone()]).collect();
         let header = vec!["Setting".to_owned(), "Value".to_owned()];
-        sections.push(Section::table(&format!("Configuration of {target}"), None, Table { header, rows }));
+        sections.push(Section::table(&configuration.title(), None, Table { header, rows }));
     }
     Page {
         title: "Terrane beside its peers".into(),

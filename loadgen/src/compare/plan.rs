@@ -1,4 +1,5 @@
-//! What is measured, and in which order: every cell of the table, each repetition of it going once around all targets.
+//! What is measured, and in which order: every cell of the table, each repetition of it going once around all targets,
+//! beginning with another one each time, so that none always follows the same.
 
 use crate::cli::compare::{CompareArgs, Contestant};
 use crate::cli::target::{Config, Mode, NotCompiledIn, TargetName};
@@ -104,9 +105,12 @@ pub(crate) fn turns(args: &CompareArgs, targets: &[Contestant]) -> Vec<Turn> {
             for &clients in &args.clients {
                 for &value_bytes in &args.value_sizes {
                     let cell = Cell { config, mode, clients, value_bytes };
+                    let mut able: Vec<_> = targets.iter().filter(|target| target.has(mode)).collect();
                     for repetition in 1..=args.repetitions {
-                        let able = targets.iter().filter(|target| target.has(mode));
-                        turns.extend(able.map(|&target| Turn { cell, repetition, target }));
+                        turns.extend(able.iter().map(|&&target| Turn { cell, repetition, target }));
+                        if !able.is_empty() {
+                            able.rotate_left(1);
+                        }
                     }
                 }
             }
@@ -132,11 +136,17 @@ mod tests {
 
     #[test]
     fn targets_take_turns_within_each_repetition() {
-        let args = args("--target engine --target device --value-sizes 1k --clients 8 --repetitions 2");
-        let order: Vec<_> =
-            turns(&args, &targets(&args).unwrap()).iter().map(|t| (t.repetition, t.target)).collect();
-        let (engine, device) = (Contestant::Engine, Contestant::Device);
-        assert_eq!(order, [(1, engine), (1, device), (2, engine), (2, device)]);
+        let args = args("--value-sizes 1k,4k --clients 8 --repetitions 4");
+        let (a, b, c) = (Contestant::Engine, Contestant::Device, Contestant::Fjall);
+        let turns = turns(&args, &[a, b, c]);
+        let round = |repetition, order: [Contestant; 3]| order.map(|target| (repetition, target));
+        let rounds = [round(1, [a, b, c]), round(2, [b, c, a]), round(3, [c, a, b]), round(4, [a, b, c])];
+        for cell in turns.chunks(12) {
+            let order: Vec<_> = cell.iter().map(|turn| (turn.repetition, turn.target)).collect();
+            assert_eq!(order, rounds.concat());
+            assert!(cell.iter().all(|turn| turn.cell == cell[0].cell));
+        }
+        assert_eq!(turns.len(), 24);
     }
 
     #[test]

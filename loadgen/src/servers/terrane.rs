@@ -262,5 +262,6 @@ async fn look_for_leaders(addresses: &[String]) -> anyhow::Result<Leaders> {
     Cluster::connect(addresses).await?.leaders().await
 }
 
+pub(crate) mod config;
 #[cfg(test)]
 mod tests;
