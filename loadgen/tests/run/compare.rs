@@ -19,7 +19,7 @@ impl UnderWay {
     async fn start() -> UnderWay {
         let folder = Folder::new();
         let mut command = folder.command(
-            "compare --target engine --scale 1MiB --value-sizes 1024 --clients 8 --seconds 600 --shards 1 \
+            "compare --target engine --scale 1MiB --value-sizes 1024 --clients 8 --seconds 600 --shards 1 --capacity 4GiB \
              --data-dir {}/data",
         );
         command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
