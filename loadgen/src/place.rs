@@ -25,7 +25,7 @@ pub(crate) struct Place {
 #[non_exhaustive]
 pub(crate) enum PlaceError {
     /// It cannot be used at all.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     Io {
         /// The folder.
         path: PathBuf,
@@ -40,8 +40,8 @@ pub(crate) enum PlaceError {
     NoDirectIo(PathBuf),
     /// It has too little room.
     #[error(
-        "{path} has {} free, but the cluster's data needs {}: free some space, ask for fewer --records, fewer \
-         --seconds or a smaller --size, or name a roomier folder with --data-dir",
+        "{path} has {} free, but the data needs {}: free some space, ask for less (--records, --seconds, --size or \
+         --scale), or name a roomier folder (--data-dir; of an embedded store --data)",
         bytes(*free), bytes(*needed)
     )]
     Space {
@@ -53,7 +53,7 @@ pub(crate) enum PlaceError {
         needed: u64,
     },
     /// No place for a temporary folder was found.
-    #[error("no place for the cluster's data: {0}. Name a folder with --data-dir")]
+    #[error("no place for the data: {0}. Name a folder with --data-dir, or --data for an embedded store")]
     Nowhere(String),
 }
 
@@ -61,9 +61,16 @@ impl Place {
     /// A named folder, created if need be, that must have `needed` bytes free (0: it is laid out already).
     pub(crate) fn named(path: &Path, needed: u64) -> Result<Place, PlaceError> {
         let io = |source| PlaceError::Io { path: path.to_owned(), source };
+        let existed = path.exists();
         std::fs::create_dir_all(path).map_err(io)?;
         let path = path.canonicalize().map_err(io)?;
-        suits(&path, needed)?;
+        if let Err(error) = suits(&path, needed) {
+            if !existed {
+                // Nothing is in it yet. What cannot be removed is no worse than what is to be told.
+                let _ = std::fs::remove_dir(&path);
+            }
+            return Err(error);
+        }
         Ok(Place { path, _temporary: None })
     }
 

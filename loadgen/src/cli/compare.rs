@@ -13,7 +13,7 @@ Examples:
   terrane-loadgen compare --quick                        a look: 256 MiB, two sizes, 5 s, one repetition
   terrane-loadgen compare --target engine --target rocksdb --value-sizes 4096 --mode nosync --clients 8
   terrane-loadgen compare --target cluster --target etcd --value-sizes 1024 --scale 128MiB --clients 64
-  terrane-loadgen compare --set rocksdb.memtable_bytes=128MiB --json table.json --html table.html
+  terrane-loadgen compare --set rocksdb.write_buffer_size=128MiB --json table.json --html table.html
 
 Peers are features of the build: cargo build --release -p terrane-loadgen --features peers. A fair RocksDB needs the
 processor's own checksum instructions: RUSTFLAGS=\"-C target-cpu=native\".
@@ -167,7 +167,7 @@ impl CompareArgs {
 }
 
 fn setting(text: &str) -> Result<Override, String> {
-    let wrong = || "a setting is TARGET.NAME=VALUE, for example rocksdb.memtable_bytes=128MiB".to_owned();
+    let wrong = || "a setting is TARGET.NAME=VALUE, for example rocksdb.write_buffer_size=128MiB".to_owned();
     let (path, value) = text.split_once('=').ok_or_else(wrong)?;
     let (target, name) = path.split_once('.').ok_or_else(wrong)?;
     let target = Contestant::from_str(target, true)?;

@@ -89,7 +89,7 @@ mod tests {
              --threads 2 --clients 64 --seconds 5 --json f --html h --csv c --hlog l --skip-load --verify",
             "terrane-loadgen run --workload w --operations 1000 --connections 4 --pipeline 8 --pin 0-1",
             "terrane-loadgen run --target engine --mode nosync --config compressed --cache 64MiB --threads 2",
-            "terrane-loadgen run --target rocksdb --blob --set memtable_bytes=32MiB",
+            "terrane-loadgen run --target rocksdb --blob --set write_buffer_size=32MiB",
             "terrane-loadgen run --rate 20k --warmup 5 --distribution latest --record acknowledged",
             "terrane-loadgen run --profile 1000..9000/5@50,c:max@10 --value-size zipf:64..4096 --key-size 16",
             "terrane-loadgen verify acknowledged --addr 127.0.0.1:7400 --memory 64MiB",

@@ -179,9 +179,9 @@ mod tests {
 
     #[test]
     fn settings_belong_to_a_target() {
-        let args = args("--set rocksdb.memtable_bytes=1MiB --set engine.groups=4");
+        let args = args("--set rocksdb.write_buffer_size=1MiB --set engine.groups=4");
         assert_eq!(args.settings[1].target, Contestant::Engine);
-        assert_eq!((&args.settings[0].name[..], &args.settings[0].value[..]), ("memtable_bytes", "1MiB"));
+        assert_eq!((&args.settings[0].name[..], &args.settings[0].value[..]), ("write_buffer_size", "1MiB"));
         for wrong in ["--set memtable=1", "--set floppy.a=1", "--set rocksdb.=1"] {
             assert!(Line::try_parse_from(format!("compare {wrong}").split_whitespace()).is_err(), "{wrong}");
         }
