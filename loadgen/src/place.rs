@@ -95,7 +95,7 @@ impl Place {
                     return Ok(Place { path: folder.path().to_owned(), _temporary: Some(folder) });
                 }
                 // Most wanted is room; the message that names it says what to do.
-                Err(error) => refused.push(error.to_string()),
+                Err(error) => refused.push(format!("{:#}", anyhow::Error::from(error))),
             }
         }
         Err(PlaceError::Nowhere(refused.join("; ")))
