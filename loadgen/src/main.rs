@@ -18,6 +18,7 @@ mod load;
 mod measure;
 mod place;
 mod report;
+mod ring;
 mod run;
 mod servers;
 mod target;

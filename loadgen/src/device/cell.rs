@@ -25,7 +25,6 @@ use terrane_ocssd::{AlignedBuf, Durability, FileDevice, FileMedia, Media};
 
 use crate::device::chunks::Chunks;
 use crate::device::report::{Latencies, Measured};
-use crate::device::ring;
 use crate::measure::tally::latencies;
 
 /// The part of the window that passes before it, uncounted, and the most that may be.
@@ -104,7 +103,7 @@ pub(crate) fn measure(
     let together = Barrier::new(shards as usize);
     let run = |shard: u32| {
         let clients = clients(shard);
-        let ready = ring::runtime(clients).and_then(|ring| Ok((ring, device.slice(shard)?)));
+        let ready = crate::ring::runtime(clients).and_then(|ring| Ok((ring, device.slice(shard)?)));
         if ready.is_err() {
             failed.set();
         }

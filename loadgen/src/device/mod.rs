@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! scratch    a file or block device, laid out like a node's, filled, removed at the end
-//! cell       one cell measured on it: clients on a slice for each thread (`ring`), their places chosen by `chunks`
+//! cell       one cell measured on it: clients on a slice for each thread, their places chosen by `chunks`
 //! report     what came out, as a table and as JSON
 //! share      a result as a share of the nearest cell
 //! ```
@@ -16,7 +16,6 @@ mod cell;
 mod chunks;
 mod progress;
 pub(crate) mod report;
-mod ring;
 mod scratch;
 pub(crate) mod share;
 

@@ -26,9 +26,9 @@ use terrane_ocssd::{
 use crate::device::cell::{self, Cell, Stop, stamp};
 use crate::device::progress::Progress;
 use crate::device::report::Measured;
-use crate::device::ring;
 use crate::place;
 use crate::report::figures::bytes;
+use crate::ring;
 
 /// The cluster that a probe's superblock names, by which its leftovers are known: no real one is drawn like this.
 const CLUSTER: u128 = u128::from_be_bytes(*b"terrane-loadgen ");

@@ -1,7 +1,6 @@
 //! The runtime of a shard's thread: one monoio, one io_uring, and what wakes it.
 //!
-//! - The ring is set up with `SINGLE_ISSUER | DEFER_TASKRUN` where the kernel has them (6.1), as the server's is:
-//!   completions are then reaped only when the runtime parks.
+//! - The ring is set up as the server's is ([`crate::ring`]): completions are reaped only when the runtime parks.
 //! - [`Breath`] makes it park: operations that the cache answers never wait, and a thread full of them would reap no
 //!   completion, flush nothing and serve nobody.
 //! - [`Timers`] are timerfds read through the ring: monoio's own timers go by the millisecond.
@@ -13,44 +12,17 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::libc;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
 use crate::target::clock::arm;
 use crate::target::engine::mesh::Post;
 
-/// Operations that may be submitted at once; more are submitted in several calls.
-const RING_ENTRIES: u32 = 512;
+/// Operations that a shard has in flight, for the size of its ring; more are submitted in several calls.
+const IN_FLIGHT: u32 = 512;
 
 /// Runs a future on a runtime of this thread's own.
 pub(super) fn run<T>(main: impl Future<Output = T>) -> anyhow::Result<T> {
-    let build = |ring: io_uring::Builder| {
-        monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .with_entries(RING_ENTRIES)
-            .uring_builder(ring)
-            .enable_timer()
-            .build()
-    };
-    let mut ring = io_uring::IoUring::builder();
-    ring.setup_single_issuer().setup_defer_taskrun();
-    let runtime = match build(ring) {
-        // An older kernel does not know the flags.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(io_uring::IoUring::builder()),
-        built => built,
-    };
-    let mut runtime = runtime.map_err(|error| {
-        let hint = match error.raw_os_error() {
-            Some(libc::ENOSYS) => "this kernel has no io_uring",
-            Some(libc::EPERM) => {
-                "io_uring is forbidden here: see the sysctl kernel.io_uring_disabled, or the container's seccomp \
-                 profile"
-            }
-            Some(libc::ENOMEM) => "not enough locked memory for io_uring: raise the limit (ulimit -l)",
-            _ => "cannot set up io_uring",
-        };
-        anyhow::Error::new(error).context(hint)
-    })?;
-    Ok(runtime.block_on(main))
+    Ok(crate::ring::runtime(IN_FLIGHT)?.block_on(main))
 }
 
 /// A descriptor that gives a count of 8 bytes whenever something happened: an eventfd or a timerfd.

@@ -1,15 +1,14 @@
-//! One thread's runtime, set up as a shard of the server sets its own up (`server/src/reactor.rs`), so that what is
-//! measured through it is what a shard could get.
+//! One thread's runtime, set up as a shard of the server sets its own up (`server/src/reactor.rs`): the embedded engine
+//! runs on it, and the device probe, so that what is measured through it is what a shard could get.
 
 use std::io;
 
-use anyhow::Context;
 use nix::libc;
 
 /// Submissions that the ring takes at once, at least; as the server's.
 const ENTRIES_MIN: u32 = 256;
 
-type Runtime = monoio::Runtime<monoio::IoUringDriver>;
+type Runtime = monoio::Runtime<monoio::time::TimeDriver<monoio::IoUringDriver>>;
 
 /// A runtime on this thread's own io_uring that will have `in_flight` operations in flight, with
 /// `SINGLE_ISSUER | DEFER_TASKRUN` where the kernel has them (6.1).
@@ -34,14 +33,17 @@ pub(crate) fn runtime(in_flight: u32) -> anyhow::Result<Runtime> {
                 "io_uring is forbidden here: see the sysctl kernel.io_uring_disabled, or the container's seccomp \
                  profile"
             }
-            Some(libc::ENOMEM) => "not enough locked memory: raise the limit (ulimit -l)",
+            Some(libc::ENOMEM) => "not enough locked memory for io_uring: raise the limit (ulimit -l)",
             _ => "cannot set up io_uring",
         };
         anyhow::Error::new(error).context(hint)
     })
-    .context("cannot start a thread of the probe")
 }
 
 fn build(ring: io_uring::Builder, entries: u32) -> io::Result<Runtime> {
-    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(entries).uring_builder(ring).build()
+    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(entries)
+        .uring_builder(ring)
+        .enable_timer()
+        .build()
 }
