@@ -174,7 +174,7 @@ pub(crate) async fn read<M: Media>(
     }
     let head = match media.read(chunk, 0, AlignedBuf::zeroed(layout.unit_bytes as usize)).await {
         (Ok(()), head) => head,
-        (Err(MediaError::Io { .. } | MediaError::Offline { .. }), _) => return Ok(Found::Damaged),
+        (Err(error), _) if error.is_bad_content() => return Ok(Found::Damaged),
         (Err(error), _) => return Err(error),
     };
     let claimed = Anchor::claimed_bytes(&head).unwrap_or(0);
@@ -186,7 +186,7 @@ pub(crate) async fn read<M: Media>(
     }
     match media.read(chunk, 0, AlignedBuf::zeroed(layout.round_up(claimed) as usize)).await {
         (Ok(()), bytes) => Ok(Anchor::decode(&bytes)),
-        (Err(MediaError::Io { .. } | MediaError::Offline { .. }), _) => Ok(Found::Damaged),
+        (Err(error), _) if error.is_bad_content() => Ok(Found::Damaged),
         (Err(error), _) => Err(error),
     }
 }

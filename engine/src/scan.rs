@@ -78,7 +78,7 @@ async fn read_piece<M: Media>(
     let (whole_chunk, whole_sector) = at(offset);
     match media.read(whole_chunk, whole_sector, AlignedBuf::zeroed(bytes as usize)).await {
         (Ok(()), bytes) => return Ok(Piece { bytes, unreadable: Vec::new() }),
-        (Err(MediaError::Io { .. } | MediaError::Offline { .. }), _) => {}
+        (Err(error), _) if error.is_bad_content() => {}
         (Err(error), _) => return Err(error),
     }
     let mut piece = Piece { bytes: AlignedBuf::zeroed(bytes as usize), unreadable: Vec::new() };
@@ -92,7 +92,7 @@ async fn read_piece<M: Media>(
                 let range = start as usize..(start + layout.unit_bytes) as usize;
                 piece.bytes[range].copy_from_slice(&unit);
             }
-            Err(MediaError::Io { .. } | MediaError::Offline { .. }) => piece.unreadable.push(offset + start),
+            Err(error) if error.is_bad_content() => piece.unreadable.push(offset + start),
             Err(error) => return Err(error),
         }
     }

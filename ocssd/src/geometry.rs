@@ -22,7 +22,8 @@ pub struct Geometry {
     pub ws_min: u32,
     /// Best write, in sectors.
     pub ws_opt: u32,
-    /// Sectors below the write pointer of an open chunk that cannot be read yet.
+    /// Sectors below the write pointer of an open chunk that cannot be read yet, and that a power cut may take
+    /// even after a flush: the device has not programmed them.
     pub mw_cunits: u32,
     /// Chunks that may be open at once; 0: no limit.
     pub max_open: u32,
@@ -32,6 +33,21 @@ impl Geometry {
     /// Chunks of the whole slice.
     pub const fn chunk_count(&self) -> u32 {
         self.groups * self.parallel_units * self.chunks
+    }
+
+    /// Parallel units of the whole slice.
+    pub const fn unit_count(&self) -> u32 {
+        self.groups * self.parallel_units
+    }
+
+    /// The parallel unit that a chunk is in, counted over all groups.
+    pub const fn unit_of(&self, chunk: ChunkId) -> u32 {
+        chunk.0 / self.chunks
+    }
+
+    /// The `nth` chunk of a parallel unit.
+    pub const fn chunk_of(&self, unit: u32, nth: u32) -> ChunkId {
+        ChunkId(unit * self.chunks + nth)
     }
 
     /// Bytes of one chunk.

@@ -40,6 +40,8 @@ pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};
-pub use media::{ChunkInfo, ChunkState, Durability, Media, MediaCounters, MediaError};
+pub use media::{
+    ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
+};
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};

@@ -19,7 +19,8 @@ use crate::geometry::{ChunkId, Geometry};
 pub enum Durability {
     /// In the device, perhaps only in its cache: a later [`Media::flush`] makes it durable.
     Volatile,
-    /// Survives power loss once the write completes (O_DSYNC or FUA). Says nothing of other writes.
+    /// Survives power loss once the write completes (O_DSYNC or FUA). Says nothing of other writes. The limit
+    /// of [`Media::flush`] holds here as well: the last `mw_cunits` sectors of an open chunk are not covered.
     Durable,
 }
 
@@ -86,9 +87,78 @@ pub enum MediaError {
         /// The chunk addressed.
         chunk: ChunkId,
     },
+    /// The device could not program these sectors, and says of which chunk (Open-Channel 2.0 status 2F0, NVMe
+    /// 280). Nothing at or above `sector` of the chunk is there; what is below it stays readable. The chunk
+    /// takes no more writes in this life: the host goes on elsewhere.
+    #[error("{chunk:?} failed to program sector {sector}")]
+    WriteFailed {
+        /// The chunk addressed.
+        chunk: ChunkId,
+        /// First sector that is not there.
+        sector: u32,
+    },
+    /// The device closed the chunk before it was full (Open-Channel 2.0 status 2F1). Nothing of this write is
+    /// there; the chunk is readable below `write_pointer`.
+    #[error("{chunk:?} was closed early by the device, at sector {write_pointer}")]
+    ClosedEarly {
+        /// The chunk addressed.
+        chunk: ChunkId,
+        /// First sector that is not there.
+        write_pointer: u32,
+    },
+    /// The device read these sectors and could not correct them (NVMe 281).
+    #[error("sector {sector} of {chunk:?} cannot be read")]
+    Unreadable {
+        /// The chunk addressed.
+        chunk: ChunkId,
+        /// First sector known to be lost.
+        sector: u32,
+    },
     /// The device lost power (simulated): nothing can be done before it is opened again.
     #[error("the device has no power")]
     PowerLost,
+}
+
+impl MediaError {
+    /// Whether the content of the addressed sectors is what failed, not our request or the whole device: the
+    /// host reads around it, as around a bad checksum.
+    pub fn is_bad_content(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Offline { .. } | Self::Unreadable { .. })
+    }
+}
+
+/// The class of records that are expected to die together. Streams of one class share a placement handle on a
+/// device that has them; the numbers mean nothing beyond being equal or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LifetimeClass(pub u8);
+
+/// What a device says of itself without being asked (Open-Channel 2.0, "Chunk notification log").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notice {
+    /// Which chunk is concerned.
+    pub chunk: ChunkId,
+    /// First sector concerned, and how many; `None`: the whole chunk.
+    pub sectors: Option<(u32, u32)>,
+    /// What it says.
+    pub kind: NoticeKind,
+}
+
+/// What a [`Notice`] says, ascending by urgency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum NoticeKind {
+    /// The chunk's wear index went beyond the device's threshold over the mean.
+    Worn,
+    /// Low error rate was exceeded: rewrite when convenient.
+    EccLow,
+    /// Medium error rate: rewrite soon.
+    EccMedium,
+    /// High error rate, the data still good: rewrite now.
+    EccHigh,
+    /// The data is lost.
+    Unrecoverable,
+    /// The chunk went offline.
+    Offline,
 }
 
 /// Counters of what a medium did since it was opened, in bytes and operations.
@@ -156,14 +226,26 @@ pub trait Media: 'static {
         buf: AlignedBuf,
     ) -> (Result<(), MediaError>, AlignedBuf);
 
+    /// Says of what lifetime the content of a free chunk will be, before its first write. Advice: a device without
+    /// placement handles ignores it. Kept until the chunk is reset.
+    fn expect_lifetime(&self, _chunk: ChunkId, _class: LifetimeClass) {}
+
+    /// What the device noticed since the last call, oldest first.
+    fn take_notices(&self) -> Vec<Notice> {
+        Vec::new()
+    }
+
     /// Makes the chunk free, whatever its state was, unless a write of it is in flight. Its old content must be taken as undefined, and must never be trusted:
     /// a conventional device keeps it.
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError>;
 
-    /// Closes an open chunk before it is full. Any other chunk, or one with a write in flight, is refused.
+    /// Closes an open chunk before it is full; where the device has no such command, by padding it to its end, so
+    /// that the write pointer afterwards is where it was or at the end. Any other chunk, or one with a write in flight, is refused.
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError>;
 
-    /// Resolves when every write that completed before this call is durable.
+    /// Resolves when every write that completed before this call is durable, but for the last
+    /// [`Geometry::mw_cunits`] sectors below the write pointer of each open chunk: those the host makes durable
+    /// by writing on behind them, or by [`Self::finish`] and a flush.
     async fn flush(&self) -> Result<(), MediaError>;
 
     /// What was done since the medium was opened.

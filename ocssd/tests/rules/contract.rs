@@ -1,23 +1,19 @@
-//! The contract of every medium, run over each backend.
+//! The rules that every medium keeps.
 //!
-//! A backend joins by implementing [`Harness`]; it then has to pass every rule below.
+//! A backend joins by implementing [`Harness`]; [`every_rule`] then has to pass.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
-use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, FileDevice, FileMedia, FileOptions, FormatOptions, Geometry,
-    Media, MediaError, SimMedia, SimOptions, format,
-};
+use terrane_ocssd::{AlignedBuf, ChunkId, ChunkState, Durability, Media, MediaError};
 
-const CHUNK_BYTES: u64 = 64 << 10;
-const CHUNKS: u32 = 8;
+pub(crate) const CHUNK_BYTES: u64 = 64 << 10;
+pub(crate) const CHUNKS: u32 = 8;
 
 /// One backend: how a medium of it is made, driven, and started again.
-trait Harness {
+pub(crate) trait Harness {
     type Media: Media;
 
     /// A new medium of at least 8 chunks of at least 16 smallest writes.
@@ -34,112 +30,16 @@ trait Harness {
     fn run<T>(&self, future: impl Future<Output = T>) -> T;
 }
 
-struct Sim {
-    options: SimOptions,
-    ws_min: u32,
-}
-
-impl Sim {
-    fn with(options: SimOptions) -> Self {
-        Self { options, ws_min: 1 }
-    }
-}
-
-impl Harness for Sim {
-    type Media = SimMedia;
-
-    fn create(&self) -> SimMedia {
-        let geometry = Geometry {
-            groups: 1,
-            parallel_units: 1,
-            chunks: CHUNKS,
-            chunk_sectors: (CHUNK_BYTES / 512) as u32,
-            sector_bytes: 512,
-            ws_min: self.ws_min,
-            ws_opt: 8 * self.ws_min,
-            mw_cunits: 0,
-            max_open: 0,
-        };
-        SimMedia::new(geometry, self.options.clone())
-    }
-
-    fn reopen(&self, media: SimMedia) -> SimMedia {
-        media.restart();
-        media
-    }
-
-    fn remembers_write_pointers(&self) -> bool {
-        !self.options.conventional
-    }
-
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-                return value;
-            }
-        }
-    }
-}
-
-/// A device file in the build's own temporary folder: a system's `/tmp` may be memory, without direct I/O.
-struct DeviceFile {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-    options: FileOptions,
-}
-
-impl DeviceFile {
-    fn with(options: FileOptions, sector_bytes: Option<u32>) -> Self {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let path = folder.path().join("node.terrane");
-        let format_options = FormatOptions {
-            cluster: 1,
-            node: 1,
-            shards: 2,
-            size_bytes: (1 << 20) + 2 * u64::from(CHUNKS) * CHUNK_BYTES,
-            chunk_bytes: Some(CHUNK_BYTES),
-            sector_bytes,
-            force: false,
-        };
-        format(&path, &format_options, &mut |_, _| {}).unwrap();
-        Self { _folder: folder, path, options }
-    }
-
-    fn open(path: &Path, options: FileOptions) -> FileMedia {
-        FileDevice::open_with(path, options).unwrap().slice(1).unwrap()
-    }
-}
-
-impl Harness for DeviceFile {
-    type Media = FileMedia;
-
-    fn create(&self) -> FileMedia {
-        Self::open(&self.path, self.options)
-    }
-
-    fn reopen(&self, media: FileMedia) -> FileMedia {
-        drop(media);
-        Self::open(&self.path, self.options)
-    }
-
-    fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build().unwrap();
-        runtime.block_on(future)
-    }
-}
-
 /// A medium in units of its smallest write.
-struct Probe<M> {
-    media: Rc<M>,
-    ws: u32,
-    ws_bytes: usize,
-    chunk_writes: u32,
+pub(crate) struct Probe<M> {
+    pub(crate) media: Rc<M>,
+    pub(crate) ws: u32,
+    pub(crate) ws_bytes: usize,
+    pub(crate) chunk_writes: u32,
 }
 
 impl<M: Media> Probe<M> {
-    fn of(media: M) -> Self {
+    pub(crate) fn of(media: M) -> Self {
         let geometry = *media.geometry();
         Self {
             media: Rc::new(media),
@@ -149,12 +49,12 @@ impl<M: Media> Probe<M> {
         }
     }
 
-    fn into_media(self) -> M {
+    pub(crate) fn into_media(self) -> M {
         Rc::into_inner(self.media).expect("nothing else holds the medium")
     }
 
     /// `count` smallest writes, each filled with its own byte from `first` on.
-    fn pattern(&self, first: u8, count: usize) -> AlignedBuf {
+    pub(crate) fn pattern(&self, first: u8, count: usize) -> AlignedBuf {
         let mut buf = AlignedBuf::zeroed(count * self.ws_bytes);
         for (index, unit) in buf.chunks_mut(self.ws_bytes).enumerate() {
             unit.fill(first.wrapping_add(index as u8));
@@ -162,11 +62,11 @@ impl<M: Media> Probe<M> {
         buf
     }
 
-    async fn write(&self, chunk: u32, at: u32, first: u8, count: usize) -> Result<(), MediaError> {
+    pub(crate) async fn write(&self, chunk: u32, at: u32, first: u8, count: usize) -> Result<(), MediaError> {
         self.write_as(chunk, at, first, count, Durability::Volatile).await
     }
 
-    async fn write_as(
+    pub(crate) async fn write_as(
         &self,
         chunk: u32,
         at: u32,
@@ -181,23 +81,23 @@ impl<M: Media> Probe<M> {
         result
     }
 
-    async fn read(&self, chunk: u32, at: u32, count: usize) -> Result<Vec<u8>, MediaError> {
+    pub(crate) async fn read(&self, chunk: u32, at: u32, count: usize) -> Result<Vec<u8>, MediaError> {
         let buf = AlignedBuf::zeroed(count * self.ws_bytes);
         let (result, buf) = self.media.read(ChunkId(chunk), at * self.ws, buf).await;
         result.map(|()| buf.to_vec())
     }
 
-    async fn expect(&self, chunk: u32, at: u32, first: u8, count: usize) {
+    pub(crate) async fn expect(&self, chunk: u32, at: u32, first: u8, count: usize) {
         let found = self.read(chunk, at, count).await.unwrap();
         assert!(found == *self.pattern(first, count), "other bytes at unit {at} of chunk {chunk}");
     }
 
-    async fn reset(&self, chunk: u32) {
+    pub(crate) async fn reset(&self, chunk: u32) {
         self.media.reset(ChunkId(chunk)).await.unwrap();
     }
 
     /// State, and write pointer in smallest writes.
-    async fn state(&self, chunk: u32) -> (ChunkState, u32) {
+    pub(crate) async fn state(&self, chunk: u32) -> (ChunkState, u32) {
         let info = self.media.report().await.unwrap()[chunk as usize];
         assert_eq!(info.id, ChunkId(chunk));
         assert!(info.write_pointer.is_multiple_of(self.ws));
@@ -205,7 +105,7 @@ impl<M: Media> Probe<M> {
     }
 }
 
-fn assert_rule<T>(result: Result<T, MediaError>, operation: &str) {
+pub(crate) fn assert_rule<T>(result: Result<T, MediaError>, operation: &str) {
     match result {
         Err(MediaError::Rule { operation: refused, .. }) => assert_eq!(refused, operation),
         Err(other) => panic!("{operation} failed otherwise: {other}"),
@@ -213,7 +113,7 @@ fn assert_rule<T>(result: Result<T, MediaError>, operation: &str) {
     }
 }
 
-async fn reads_return_what_was_written<M: Media>(media: M) -> M {
+pub(crate) async fn reads_return_what_was_written<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     for chunk in [0, CHUNKS - 1] {
         probe.reset(chunk).await;
@@ -227,7 +127,7 @@ async fn reads_return_what_was_written<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
+pub(crate) async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     let wear = async |chunk: u32| probe.media.report().await.unwrap()[chunk as usize].wear;
     let worn = wear(2).await;
@@ -247,7 +147,7 @@ async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn finish_closes_an_open_chunk<M: Media>(media: M) -> M {
+pub(crate) async fn finish_closes_an_open_chunk<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     probe.reset(3).await;
     assert_rule(probe.media.finish(ChunkId(3)).await, "finish");
@@ -262,7 +162,7 @@ async fn finish_closes_an_open_chunk<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn writes_only_at_the_write_pointer<M: Media>(media: M) -> M {
+pub(crate) async fn writes_only_at_the_write_pointer<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     probe.reset(1).await;
     assert_rule(probe.write(1, 1, 1, 1).await, "write");
@@ -278,7 +178,7 @@ async fn writes_only_at_the_write_pointer<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn lengths_are_whole_units<M: Media>(media: M) -> M {
+pub(crate) async fn lengths_are_whole_units<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     let sector = probe.media.geometry().sector_bytes as usize;
     probe.reset(1).await;
@@ -301,7 +201,7 @@ async fn lengths_are_whole_units<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn reads_stay_below_the_write_pointer<M: Media>(media: M) -> M {
+pub(crate) async fn reads_stay_below_the_write_pointer<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     probe.reset(1).await;
     assert_rule(probe.read(1, 0, 1).await, "read");
@@ -316,7 +216,7 @@ async fn reads_stay_below_the_write_pointer<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn there_are_no_chunks_beyond_the_last<M: Media>(media: M) -> M {
+pub(crate) async fn there_are_no_chunks_beyond_the_last<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     let count = probe.media.geometry().chunk_count();
     assert_eq!(probe.media.report().await.unwrap().len(), count as usize);
@@ -329,7 +229,7 @@ async fn there_are_no_chunks_beyond_the_last<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn appends_say_where_they_went<M: Media>(media: M) -> M {
+pub(crate) async fn appends_say_where_they_went<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     probe.reset(4).await;
     let mut next = 0;
@@ -350,7 +250,7 @@ async fn appends_say_where_they_went<M: Media>(media: M) -> M {
 }
 
 /// The next write is submitted before the last completed, and a chunk with one in flight is not reset.
-async fn writes_may_follow_before_the_last_completed<M: Media>(media: M) -> M {
+pub(crate) async fn writes_may_follow_before_the_last_completed<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     probe.reset(5).await;
     let mut writes: Vec<_> =
@@ -381,7 +281,7 @@ async fn writes_may_follow_before_the_last_completed<M: Media>(media: M) -> M {
     probe.into_media()
 }
 
-async fn counters_count<M: Media>(media: M) -> M {
+pub(crate) async fn counters_count<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     let before = probe.media.counters();
     probe.reset(6).await;
@@ -401,7 +301,7 @@ async fn counters_count<M: Media>(media: M) -> M {
 }
 
 /// What was written before a restart is there after it, whatever became of the write pointers.
-fn content_survives_a_restart<H: Harness>(harness: &H) {
+pub(crate) fn content_survives_a_restart<H: Harness>(harness: &H) {
     let mut probe = Probe::of(harness.create());
     harness.run(async {
         probe.reset(7).await;
@@ -427,7 +327,7 @@ fn content_survives_a_restart<H: Harness>(harness: &H) {
     });
 }
 
-fn every_rule<H: Harness>(harness: &H) {
+pub(crate) fn every_rule<H: Harness>(harness: &H) {
     let mut media = harness.create();
     macro_rules! rules {
         ($($rule:ident),* $(,)?) => {
@@ -448,88 +348,4 @@ fn every_rule<H: Harness>(harness: &H) {
     );
     drop(media);
     content_survives_a_restart(harness);
-}
-
-#[test]
-fn sim_conventional() {
-    every_rule(&Sim::with(SimOptions::default()));
-}
-
-#[test]
-fn sim_conventional_out_of_order() {
-    for seed in 0..20 {
-        every_rule(&Sim::with(SimOptions { seed, yields_max: 5, ..SimOptions::default() }));
-    }
-}
-
-#[test]
-fn sim_that_zeroes_on_reset() {
-    for seed in 0..20 {
-        every_rule(&Sim::with(SimOptions { seed, yields_max: 3, stale: false, ..SimOptions::default() }));
-    }
-}
-
-#[test]
-fn sim_that_tracks_write_pointers() {
-    for seed in 0..20 {
-        let options = SimOptions { seed, yields_max: 3, conventional: false, ..SimOptions::default() };
-        every_rule(&Sim::with(options));
-    }
-}
-
-#[test]
-fn sim_with_large_smallest_write() {
-    let options = SimOptions { yields_max: 3, conventional: false, ..SimOptions::default() };
-    every_rule(&Sim { options, ws_min: 4 });
-}
-
-#[test]
-fn file_in_the_sectors_of_the_device() {
-    every_rule(&DeviceFile::with(FileOptions::default(), None));
-}
-
-#[test]
-fn file_in_sectors_of_4096_bytes() {
-    every_rule(&DeviceFile::with(FileOptions::default(), Some(4096)));
-}
-
-#[test]
-fn file_without_syncing() {
-    every_rule(&DeviceFile::with(FileOptions { nosync: true }, None));
-}
-
-#[test]
-fn open_chunks_are_limited() {
-    let sim = Sim::with(SimOptions { conventional: false, ..SimOptions::default() });
-    let geometry = Geometry { max_open: 2, ..*sim.create().geometry() };
-    let probe = Probe::of(SimMedia::new(geometry, sim.options.clone()));
-    sim.run(async {
-        probe.write(0, 0, 1, 1).await.unwrap();
-        probe.write(1, 0, 1, 1).await.unwrap();
-        assert_rule(probe.write(2, 0, 1, 1).await, "write");
-        probe.media.finish(ChunkId(0)).await.unwrap();
-        probe.write(2, 0, 1, 1).await.unwrap();
-        assert_rule(probe.write(3, 0, 1, 1).await, "write");
-        probe.reset(1).await;
-        let whole = probe.chunk_writes as usize;
-        probe.write(3, 0, 1, whole).await.unwrap();
-        probe.write(4, 0, 1, 1).await.unwrap();
-        assert_rule(probe.write(5, 0, 1, 1).await, "write");
-    });
-}
-
-#[test]
-fn the_last_sectors_of_an_open_chunk_are_hidden() {
-    let sim = Sim::with(SimOptions { conventional: false, ..SimOptions::default() });
-    let geometry = Geometry { mw_cunits: 3, ..*sim.create().geometry() };
-    let probe = Probe::of(SimMedia::new(geometry, sim.options.clone()));
-    sim.run(async {
-        probe.write(0, 0, 1, 2).await.unwrap();
-        assert_rule(probe.read(0, 0, 1).await, "read");
-        probe.write(0, 2, 3, 3).await.unwrap();
-        probe.expect(0, 0, 1, 2).await;
-        assert_rule(probe.read(0, 0, 3).await, "read");
-        probe.media.finish(ChunkId(0)).await.unwrap();
-        probe.expect(0, 0, 1, 5).await;
-    });
 }
