@@ -230,6 +230,12 @@ pub trait Media: 'static {
     /// placement handles ignores it. Kept until the chunk is reset.
     fn expect_lifetime(&self, _chunk: ChunkId, _class: LifetimeClass) {}
 
+    /// Whether a flush makes even the last [`Geometry::mw_cunits`] sectors of open chunks durable, since the
+    /// device's buffer survives power loss. They stay hidden from reads all the same.
+    fn protects_buffer(&self) -> bool {
+        self.geometry().mw_cunits == 0
+    }
+
     /// What the device noticed since the last call, oldest first.
     fn take_notices(&self) -> Vec<Notice> {
         Vec::new()
@@ -244,8 +250,9 @@ pub trait Media: 'static {
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError>;
 
     /// Resolves when every write that completed before this call is durable, but for the last
-    /// [`Geometry::mw_cunits`] sectors below the write pointer of each open chunk: those the host makes durable
-    /// by writing on behind them, or by [`Self::finish`] and a flush.
+    /// [`Geometry::mw_cunits`] sectors below the write pointer of each open chunk, unless the device
+    /// [protects its buffer](Self::protects_buffer): those the host makes durable by writing on behind them, or
+    /// by [`Self::finish`] and a flush.
     async fn flush(&self) -> Result<(), MediaError>;
 
     /// What was done since the medium was opened.
