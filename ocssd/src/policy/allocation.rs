@@ -6,8 +6,8 @@
 //! storage systems", SAC 2007).
 //!
 //! Invariants:
-//! - Open segments spread over parallel units: a unit with fewer open ones always comes first, whatever its wear.
-//!   Two streams on one unit would wait for each other's programs; a difference in wear can wait.
+//! - Among chunks whose wear fits about equally well ([`OpenSegments::wear_slack`]), a unit with fewer open segments
+//!   comes first: two streams on one unit wait for each other's programs.
 //! - Among equals, units are taken in turn, then the lowest chunk: the answer depends on the set of candidates, never
 //!   on their order.
 
@@ -44,6 +44,10 @@ pub struct OpenSegments<'a> {
     pub per_unit: &'a [u32],
     /// The unit that was chosen last.
     pub last_unit: Option<u32>,
+    /// Resets by which a chunk may fit worse for the sake of a unit with fewer open segments. 0: wear decides. A few:
+    /// segments spread over units whose wear is level. `u32::MAX`: units decide, and few free chunks leave wear
+    /// little to choose from (0007-wear-levelling.md has what that costs).
+    pub wear_slack: u32,
 }
 
 impl OpenSegments<'_> {
@@ -61,11 +65,13 @@ impl OpenSegments<'_> {
 
 /// The chunk that a new segment of this lifetime takes; `None` if there is no candidate.
 pub fn choose(candidates: &[Candidate], open: &OpenSegments<'_>, lifetime: Lifetime) -> Option<Candidate> {
-    let fewest = candidates.iter().map(|candidate| open.count(candidate.unit)).min()?;
-    let eligible = || candidates.iter().filter(|candidate| open.count(candidate.unit) == fewest);
-    let wear = wear_for(eligible().map(|candidate| candidate.wear).collect(), lifetime)?;
-    let fitting = eligible().filter(|candidate| candidate.wear == wear);
-    fitting.min_by_key(|candidate| (open.turn(candidate.unit), candidate.chunk)).copied()
+    let best = wear_for(candidates.iter().map(|candidate| candidate.wear).collect(), lifetime)?;
+    let misfit = |candidate: &Candidate| candidate.wear.abs_diff(best);
+    let fitting = candidates.iter().filter(|candidate| misfit(candidate) <= open.wear_slack);
+    let order = |candidate: &&Candidate| {
+        (open.count(candidate.unit), misfit(candidate), open.turn(candidate.unit), candidate.chunk)
+    };
+    fitting.min_by_key(order).copied()
 }
 
 /// A stripe for a new segment: one chunk in each of `width` parallel units, ordered by unit; `None` if fewer units
@@ -120,7 +126,7 @@ mod tests {
         last_unit: Option<u32>,
         lifetime: Lifetime,
     ) -> Option<u32> {
-        let open = OpenSegments { per_unit, last_unit };
+        let open = OpenSegments { per_unit, last_unit, wear_slack: 6 };
         choose(candidates, &open, lifetime).map(|candidate| candidate.chunk.0)
     }
 
@@ -139,14 +145,15 @@ mod tests {
         assert_eq!(chosen(&[], &[0], None, Lifetime::Short), None);
     }
 
-    /// Without the rule the least worn chunk would win, and two streams would share unit 0.
+    /// Without the rule the chunk that fits best would win, and two streams would share a unit.
     #[test]
-    fn open_segments_spread_over_units_before_wear_counts() {
+    fn open_segments_spread_over_units_within_the_slack() {
         let free = [candidate(0, 0, 1), candidate(8, 1, 7), candidate(16, 2, 9)];
         assert_eq!(chosen(&free, &[1, 0, 0], None, Lifetime::Short), Some(8));
-        assert_eq!(chosen(&free, &[1, 1, 0], None, Lifetime::Short), Some(16));
+        assert_eq!(chosen(&free, &[1, 1, 0], None, Lifetime::Short), Some(0), "9 is too far from 1");
         assert_eq!(chosen(&free, &[1, 1, 1], None, Lifetime::Short), Some(0));
-        assert_eq!(chosen(&free, &[2, 1, 1], None, Lifetime::Long), Some(16));
+        assert_eq!(chosen(&free, &[0, 0, 1], None, Lifetime::Long), Some(8));
+        assert_eq!(chosen(&free, &[0, 2, 1], None, Lifetime::Long), Some(16), "1 is too far from 9");
     }
 
     #[test]
@@ -155,7 +162,7 @@ mod tests {
         let mut last = None;
         let mut units = Vec::new();
         for _ in 0..6 {
-            let open = OpenSegments { per_unit: &[], last_unit: last };
+            let open = OpenSegments { per_unit: &[], last_unit: last, wear_slack: 0 };
             let unit = choose(&free, &open, Lifetime::Short).unwrap().unit;
             units.push(unit);
             last = Some(unit);
@@ -174,7 +181,7 @@ mod tests {
             candidate(16, 2, 8),
         ];
         let stripe = |width, per_unit: &[u32], last_unit, lifetime| {
-            let open = OpenSegments { per_unit, last_unit };
+            let open = OpenSegments { per_unit, last_unit, wear_slack: 6 };
             let stripe = choose_stripe(&free, &open, width, lifetime)?;
             Some(stripe.iter().map(|candidate| candidate.chunk.0).collect::<Vec<_>>())
         };
@@ -202,10 +209,11 @@ mod tests {
             free in candidates(),
             per_unit in prop::collection::vec(0u32..3, 0..7),
             last_unit in prop::option::of(0u32..6),
+            wear_slack in 0u32..12,
             lifetime in lifetimes(),
             width in 1usize..7,
         ) {
-            let open = OpenSegments { per_unit: &per_unit, last_unit };
+            let open = OpenSegments { per_unit: &per_unit, last_unit, wear_slack };
             let mut reversed = free.clone();
             reversed.reverse();
             prop_assert_eq!(choose(&free, &open, lifetime), choose(&reversed, &open, lifetime));
@@ -220,19 +228,23 @@ mod tests {
             free in candidates(),
             per_unit in prop::collection::vec(0u32..3, 0..7),
             last_unit in prop::option::of(0u32..6),
+            wear_slack in 0u32..12,
             lifetime in lifetimes(),
         ) {
-            let open = OpenSegments { per_unit: &per_unit, last_unit };
+            let open = OpenSegments { per_unit: &per_unit, last_unit, wear_slack };
             let chosen = choose(&free, &open, lifetime).unwrap();
-            for other in &free {
-                prop_assert!(open.count(chosen.unit) <= open.count(other.unit));
-                if open.count(chosen.unit) == open.count(other.unit) {
-                    match lifetime {
-                        Lifetime::Short => prop_assert!(chosen.wear <= other.wear),
-                        Lifetime::Long => prop_assert!(chosen.wear >= other.wear),
-                        Lifetime::Medium => {}
-                    }
-                }
+            let mut wears: Vec<u32> = free.iter().map(|candidate| candidate.wear).collect();
+            wears.sort_unstable();
+            let best = match lifetime {
+                Lifetime::Short => wears[0],
+                Lifetime::Medium => wears[(wears.len() - 1) / 2],
+                Lifetime::Long => wears[wears.len() - 1],
+            };
+            let misfit = |candidate: &Candidate| candidate.wear.abs_diff(best);
+            prop_assert!(misfit(&chosen) <= wear_slack);
+            for other in free.iter().filter(|other| misfit(other) <= wear_slack) {
+                let (own, theirs) = (open.count(chosen.unit), open.count(other.unit));
+                prop_assert!(own < theirs || (own == theirs && misfit(&chosen) <= misfit(other)));
             }
         }
 

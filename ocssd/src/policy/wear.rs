@@ -116,10 +116,10 @@ impl Default for WearPolicy {
     fn default() -> Self {
         Self {
             rated_cycles: 3_000,
-            spread_min: 3,
+            spread_min: 2,
             spread_permille: 1_000,
             credit_permille_max: 20,
-            cold_permille: 1_000,
+            cold_permille: 4_000,
             copy_permille_max: 10,
         }
     }
