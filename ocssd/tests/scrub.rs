@@ -1,6 +1,8 @@
 //! Scrubbing a simulated medium: what is unreadable or wrong is found to the sector, what is reset meanwhile does no
 //! harm, and the budget holds.
 
+#![expect(clippy::single_range_in_vec_init, reason = "lists of lost ranges, some with one")]
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::future::Future;

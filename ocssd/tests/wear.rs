@@ -46,7 +46,7 @@ enum Score {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Tilt {
     Nothing,
-    /// The score is multiplied: 1 + the credit's sign and share, up to 2 and down to 0.
+    /// The score is multiplied by up to 1.5 for what is behind, by as little as 0.5 for what is ahead.
     Factor,
     /// The credit counts as dead space.
     Credit,
@@ -198,7 +198,7 @@ impl Store {
                 Tilt::Factor | Tilt::Nothing => 1.0 - live,
             };
             let factor = match self.levelling.tilt {
-                Tilt::Factor => 1.0 + credit * 1_000.0 / f64::from(policy.credit_permille_max.max(1)),
+                Tilt::Factor => 1.0 + 0.5 * credit * 1_000.0 / f64::from(policy.credit_permille_max.max(1)),
                 Tilt::Credit | Tilt::Nothing => 1.0,
             };
             let age = (now - segment.sealed_at + 1) as f64;
@@ -459,18 +459,21 @@ fn formulations() {
             Levelling { name: "allocation by wear", static_moves: false, tilt: Tilt::Nothing, ..all };
         let units = Levelling { name: "allocation by unit, then wear", wear_slack: u32::MAX, ..allocation };
         let factor = Levelling { name: "allocation, score × factor", tilt: Tilt::Factor, ..allocation };
-        let credit = Levelling { name: "allocation, credit", tilt: Tilt::Credit, ..allocation };
+        let credit = Levelling { name: "allocation, credit up to 10 %", tilt: Tilt::Credit, ..allocation };
+        let weak = WearPolicy { credit_permille_max: 20, ..all.policy };
         let with = |name, policy| Levelling { name, policy, ..all };
         let constant = WearPolicy { spread_permille: 0, ..all.policy };
         let variants = [
             units,
             allocation,
             factor,
+            Levelling { name: "allocation, credit up to 2 %", policy: weak, ..credit },
             credit,
             with("constant limit, no cap", WearPolicy { copy_permille_max: 1_000, ..constant }),
             with("constant limit", constant),
             with("limit at half of the life left", WearPolicy { spread_permille: 500, ..all.policy }),
             with("limit at twice the life left", WearPolicy { spread_permille: 2_000, ..all.policy }),
+            Levelling { name: "the policy, factor instead of credit", tilt: Tilt::Factor, ..all },
             Levelling { name: "the policy, no credit", tilt: Tilt::Nothing, ..all },
             Levelling { name: "the policy, units before wear", wear_slack: u32::MAX, ..all },
             all,

@@ -128,10 +128,8 @@ impl Endurance {
             }
         }
         let rated = u128::from(self.rated_cycles) * chunks.len() as u128;
-        if rated > 0 {
-            // At most 1,000, since no limit is above the rated one.
-            left.permille = (u128::from(left.cycles) * 1_000 / rated) as u32;
-        }
+        // At most 1,000, since no limit is above the rated one; 0 without chunks.
+        left.permille = (u128::from(left.cycles) * 1_000).checked_div(rated).unwrap_or(0) as u32;
         left
     }
 }

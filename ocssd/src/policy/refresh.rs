@@ -153,7 +153,8 @@ impl RefreshList {
                         self.order.remove(&key(work));
                         work.urgency = Urgency::Lost;
                         work.sectors = 0..self.chunk_sectors;
-                        work.lost = vec![0..self.chunk_sectors];
+                        work.lost.clear();
+                        work.lost.push(0..self.chunk_sectors);
                         self.order.insert(key(work));
                     }
                 }
