@@ -31,7 +31,9 @@ pub mod geometry;
 pub mod layout;
 mod lock;
 pub mod media;
+pub mod policy;
 mod probe;
+pub mod scrubber;
 pub mod sim;
 pub mod superblock;
 
@@ -43,5 +45,6 @@ pub use layout::{Layout, LayoutError};
 pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
+pub use scrubber::{Scrubber, Step, Verdict};
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
