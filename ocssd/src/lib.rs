@@ -26,6 +26,7 @@
 pub mod buffer;
 mod chunk_table;
 pub mod file;
+pub mod flash;
 pub mod format;
 pub mod geometry;
 pub mod layout;
@@ -34,11 +35,13 @@ pub mod media;
 pub mod policy;
 mod probe;
 pub mod scrubber;
+mod ring_file;
 pub mod sim;
 pub mod superblock;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
+pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};
