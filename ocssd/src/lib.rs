@@ -1,12 +1,13 @@
-//! Erase-unit media: one seam over files, block devices and simulated flash.
+//! Erase-unit media: one seam over files, block devices and flash that the host manages.
 //!
-//! The engine speaks to [`Media`]; [`SimMedia`] and [`FileMedia`] implement it. `format` lays a
-//! conventional device out, and [`FileDevice`] opens it.
+//! The engine speaks to [`Media`]. [`Device`] lays a node's device out, whatever kind it is, opens it, and hands out
+//! its slices as [`DeviceMedia`]; [`SimMedia`] stands in for one in tests.
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use terrane_ocssd::{FileDevice, FormatOptions, Media, format};
+//! use terrane_ocssd::{Device, DeviceOptions, FormatOptions, Media};
 //!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let options = FormatOptions {
 //!     cluster: 1,
 //!     node: 1,
@@ -16,15 +17,17 @@
 //!     sector_bytes: None,
 //!     force: false,
 //! };
-//! format(Path::new("node-1.terrane"), &options, &mut |_written, _total| {})?;
-//! let device = FileDevice::open("node-1.terrane")?;
-//! let media = device.slice(0)?;
+//! Device::format(Path::new("node-1.terrane"), &options, None, &mut |_written, _total| {})?;
+//! let device = Device::open("node-1.terrane", &DeviceOptions::default())?;
+//! let media = device.slice(0).await?;
 //! assert_eq!(media.geometry().slice_bytes(), device.superblock().slice_bytes);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok(())
+//! # }
 //! ```
 
 pub mod buffer;
 mod chunk_table;
+pub mod device;
 pub mod file;
 pub mod format;
 pub mod geometry;
@@ -36,7 +39,10 @@ pub mod sim;
 pub mod superblock;
 
 pub use buffer::AlignedBuf;
-pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
+pub use device::{
+    Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, OpenError, Refusal, UnknownKind,
+};
+pub use file::{FileDevice, FileMedia, FileOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};

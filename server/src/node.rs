@@ -15,8 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{SigSet, Signal};
 use terrane_engine::{SliceId, Store};
-use terrane_ocssd::file::{FileDevice, FileMedia, FileOptions};
-use terrane_ocssd::superblock::{self, FormatOptions, Superblock};
+use terrane_ocssd::{Device, DeviceKind, DeviceMedia, DeviceOptions, FormatOptions, Superblock};
 
 use crate::cluster::{ClusterMap, DEFAULT_TABLE, NodeAddress, NodeId, Table};
 use crate::config::{Config, DEFAULT_TABLE_NAME, KEY_BYTES_MAX, Pin};
@@ -35,7 +34,7 @@ const RING_ENTRIES: u32 = 1024;
 const PAYLOAD_OVERHEAD_BYTES: u32 = 4096;
 
 /// The real world of a shard.
-type Reactor = reactor::Reactor<FileMedia>;
+type Reactor = reactor::Reactor<DeviceMedia>;
 
 /// The cluster as a configuration describes it. Resolves host names.
 pub fn cluster_map(config: &Config) -> anyhow::Result<ClusterMap> {
@@ -76,21 +75,23 @@ fn slice_id(superblock: &Superblock, shard: u32) -> SliceId {
     SliceId { cluster: superblock.cluster, node: superblock.node, shard }
 }
 
-/// Lays a device out: superblock, slices, and the first anchor of each slice.
+/// Lays a device out: superblock, slices, and the first anchor of each slice. Without `kind` as what it is found to
+/// be.
 ///
 /// # Errors
-/// When the device holds data already and `force` is not set, is too small, or cannot be written; the
-/// message says what to do.
+/// When the device holds data already and `force` is not set, is of another kind, is too small, or cannot be written;
+/// the message says what to do.
 pub fn format_device(
     path: &Path,
     options: &FormatOptions,
+    kind: Option<DeviceKind>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Superblock> {
-    let superblock = superblock::format(path, options, progress)?;
-    let device = FileDevice::open(path)?;
+    let superblock = Device::format(path, options, kind, progress)?;
+    let device = Device::open(path, &DeviceOptions::default())?;
     reactor::run_shard(None, RING_ENTRIES, |_: Reactor| async {
         for shard in 0..superblock.shards {
-            let media = device.slice(shard)?;
+            let media = device.slice(shard).await?;
             Store::format(&media, slice_id(&superblock, shard)).await?;
         }
         anyhow::Ok(())
@@ -107,9 +108,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (events, happened) = mpsc::channel();
     watch_signals(events.clone())?;
 
-    let options = FileOptions { nosync: config.nosync };
-    let device = FileDevice::open_with(&config.data, options)?;
+    let options = DeviceOptions { nosync: config.nosync, ..DeviceOptions::default() };
+    let device = Device::open(&config.data, &options)?;
     let superblock = *device.superblock();
+    tracing::info!(device = %config.data.display(), "{}, {} slices", superblock.kind, superblock.shards);
     config.check_device(superblock.cluster, superblock.node, superblock.shards, superblock.chunk_bytes)?;
     if config.nosync {
         tracing::warn!("nosync is set: acknowledged writes do not survive a power loss");
@@ -240,7 +242,7 @@ struct Launch {
     config: Config,
     map: Arc<ClusterMap>,
     shard: u32,
-    device: FileDevice,
+    device: Device,
     superblock: Superblock,
     mesh: ShardMesh<Reactor>,
     doorbell: DoorbellKit,
@@ -277,7 +279,7 @@ impl Launch {
                 )
             })?);
         }
-        let media = device.slice(shard)?;
+        let media = device.slice(shard).await?;
         let options = terrane_engine::Options {
             record_bytes_max: (config.value_bytes_max + KEY_BYTES_MAX) as u32 + PAYLOAD_OVERHEAD_BYTES,
             cache_bytes: config.cache_bytes,

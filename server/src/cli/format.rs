@@ -1,11 +1,14 @@
 //! `terrane format`: the only command besides the first run of `local` that creates data.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use terrane_ocssd::superblock::{FormatError, FormatOptions, Superblock};
+use terrane_ocssd::{DeviceKind, UnknownKind};
 
 use super::{Exit, Failure, output};
 use crate::config::{ByteSize, ClusterId, Config};
@@ -44,9 +47,30 @@ pub(super) struct Args {
     /// Erase unit of the log (default: by the size of a slice, 8 MiB to 64 MiB). A value must fit in one
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<ByteSize>,
+    /// What the device must be, or else is not touched. auto takes it as what it is found to be
+    #[arg(long, value_name = "auto|file|flash|zoned|fdp", default_value_t = Media(None))]
+    media: Media,
     /// Format a device or file that holds something already: what it holds is lost
     #[arg(long)]
     force: bool,
+}
+
+/// The kind of device that is insisted on, if any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Media(Option<DeviceKind>);
+
+impl FromStr for Media {
+    type Err = UnknownKind;
+
+    fn from_str(name: &str) -> Result<Media, UnknownKind> {
+        if name == "auto" { Ok(Media(None)) } else { name.parse().map(|kind| Media(Some(kind))) }
+    }
+}
+
+impl fmt::Display for Media {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.map_or("auto", DeviceKind::name))
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -65,10 +89,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         },
         _ => return Err(Failure::usage("give --config, or --data, --cluster, --node and --shards")),
     };
-    let block_device = std::fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
-    if args.size.is_none() && !block_device {
+    let found = std::fs::metadata(&path).map(|found| found.file_type());
+    let device = found.is_ok_and(|found| found.is_block_device() || found.is_char_device());
+    if args.size.is_none() && !device {
         return Err(Failure::usage(format!(
-            "{} is not a block device: say how large the file shall be, as in --size 4GiB",
+            "{} is not a device: say how large the file shall be, as in --size 4GiB",
             path.display()
         )));
     }
@@ -76,13 +101,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         cluster: cluster.0,
         node,
         shards,
-        // 0: all of a block device.
+        // 0: all of a device.
         size_bytes: args.size.map_or(0, |size| size.0),
         chunk_bytes: args.chunk_size.map(|size| size.0),
         sector_bytes: None,
         force: args.force,
     };
-    let superblock = format_device(&path, &options).map_err(|error| {
+    let superblock = format_device(&path, &options, args.media.0).map_err(|error| {
         let forcible = matches!(
             error.downcast_ref(),
             Some(FormatError::AlreadyFormatted { .. } | FormatError::NotEmpty { .. })
@@ -90,15 +115,20 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Failure::new(Exit::Failure, format!("{error:#}{}", if forcible { " (--force)" } else { "" }))
     })?;
     output::print(format!(
-        "{}: laid out for node {node} of cluster {cluster}: {shards} slices of {}, chunks of {}\n",
+        "{}: {}, laid out for node {node} of cluster {cluster}: {shards} slices of {}, chunks of {}\n",
         path.display(),
+        superblock.kind,
         ByteSize(superblock.slice_bytes),
         ByteSize(superblock.chunk_bytes),
     ))
 }
 
 /// Lays out one device under a progress bar (on a terminal; nothing otherwise).
-pub(super) fn format_device(path: &Path, options: &FormatOptions) -> anyhow::Result<Superblock> {
+pub(super) fn format_device(
+    path: &Path,
+    options: &FormatOptions,
+    kind: Option<DeviceKind>,
+) -> anyhow::Result<Superblock> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -108,7 +138,7 @@ pub(super) fn format_device(path: &Path, options: &FormatOptions) -> anyhow::Res
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.set_message(format!("laying out {}", path.display()));
-    let formatted = crate::node::format_device(path, options, &mut |written, total| {
+    let formatted = crate::node::format_device(path, options, kind, &mut |written, total| {
         bar.set_length(total);
         bar.set_position(written);
     });

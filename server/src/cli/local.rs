@@ -145,7 +145,7 @@ impl Args {
                 sector_bytes: None,
                 force: false,
             };
-            format::format_device(path, &options).map(drop)
+            format::format_device(path, &options, None).map(drop)
         })
         .map_err(anyhow::Error::new)?;
         eprintln!("laid out {} nodes of {} in {}", plan.nodes, plan.size, folder.display());
