@@ -121,10 +121,11 @@ fn starts_that_crash_use_up_no_open_chunks() {
         let group = GroupId(cut);
         let created = node.store.create_group(group, Bytes::new()).unwrap();
         node.wait(created);
-        // Into a second chunk, and no orderly end.
-        let entries = (0..3).map(|_| put(1, "k", &[7; 6000])).collect();
-        let appended = node.store.append(group, 1, entries).unwrap();
-        node.wait(appended);
+        // One flush each, the third into a second chunk; and no orderly end.
+        for index in 1..=3 {
+            let appended = node.store.append(group, index, vec![put(1, "k", &[7; 6000])]).unwrap();
+            node.wait(appended);
+        }
         assert!(open_chunks(&media) <= 2, "cut at {cut}");
         media = node.media.clone();
         drop(node);
