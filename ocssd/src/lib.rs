@@ -34,6 +34,7 @@ pub mod media;
 mod probe;
 pub mod sim;
 pub mod superblock;
+pub mod volume;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
@@ -45,3 +46,4 @@ pub use media::{
 };
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
+pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};
