@@ -37,6 +37,7 @@ pub mod media;
 mod probe;
 pub mod sim;
 pub mod superblock;
+pub mod volume;
 
 pub use buffer::AlignedBuf;
 pub use device::{
@@ -51,3 +52,4 @@ pub use media::{
 };
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
+pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};

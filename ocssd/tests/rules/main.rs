@@ -4,3 +4,4 @@
 mod contract;
 mod file;
 mod sim;
+mod volume;
