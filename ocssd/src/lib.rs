@@ -29,12 +29,14 @@ pub mod buffer;
 mod chunk_table;
 pub mod device;
 pub mod file;
+pub mod flash;
 pub mod format;
 pub mod geometry;
 pub mod layout;
 mod lock;
 pub mod media;
 mod probe;
+mod ring_file;
 pub mod sim;
 pub mod superblock;
 pub mod volume;
@@ -44,6 +46,7 @@ pub use device::{
     Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, OpenError, Refusal, UnknownKind,
 };
 pub use file::{FileDevice, FileMedia, FileOptions};
+pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};
