@@ -26,25 +26,32 @@
 //! ```
 
 pub mod buffer;
+mod chunk_order;
 mod chunk_table;
+mod claims;
 pub mod device;
+pub mod fdp;
 pub mod file;
 pub mod flash;
 pub mod format;
 pub mod geometry;
 pub mod layout;
+mod line;
 mod lock;
 pub mod media;
+pub mod nvme;
 mod probe;
 mod ring_file;
 pub mod sim;
 pub mod superblock;
 pub mod volume;
+pub mod zoned;
 
 pub use buffer::AlignedBuf;
 pub use device::{
     Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, OpenError, Refusal, UnknownKind,
 };
+pub use fdp::{FdpDevice, FdpMedia, FdpSlice};
 pub use file::{FileDevice, FileMedia, FileOptions};
 pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
@@ -53,6 +60,8 @@ pub use layout::{Layout, LayoutError};
 pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
+pub use nvme::NamespaceError;
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
 pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};
+pub use zoned::{ZonedDevice, ZonedMedia, ZonedShape, ZonedSlice};
