@@ -22,13 +22,16 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
-use crate::device::{DeviceKind, Host, LookError, Refusal, Site};
+use crate::device::{DeviceKind, Host, LookError, OpenError, Refusal, Site};
+use crate::flash::FlashFileError;
 use crate::layout::{FIRST_SLICE_OFFSET, Layout, LayoutError, SECTOR_BYTES_MIN};
 use crate::lock::{DeviceLock, LockError};
+use crate::nvme::NamespaceError;
 use crate::probe::{self, Kind};
 use crate::superblock::{
     COPY_BYTES, COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES, Superblock, SuperblockError,
 };
+use crate::volume::VolumeError;
 
 /// Bytes of one write of zeros, and of one step of the progress.
 const STEP_BYTES: usize = 4 << 20;
@@ -94,6 +97,51 @@ pub enum FormatError {
     /// It is not what was asked for, or nothing can be written to it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// It is there, but cannot be read.
+    #[error(transparent)]
+    Open(Box<OpenError>),
+    /// Its zones or reclaim units are too few.
+    #[error(
+        "{} has {has} chunks for each of {shards} shards beside spares and metadata, and at least {needed} are needed: ask \
+         for fewer shards",
+        .path.display()
+    )]
+    TooFewChunks {
+        /// The device.
+        path: PathBuf,
+        /// Slices asked for.
+        shards: u32,
+        /// Chunks that each would have.
+        has: u32,
+        /// Chunks that each must have.
+        needed: u32,
+    },
+    /// The device decides this itself.
+    #[error("{} is {kind}, whose {what} cannot be chosen: leave it out", .path.display())]
+    NotChosen {
+        /// The device.
+        path: PathBuf,
+        /// What it is.
+        kind: DeviceKind,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// A slice cannot hold a volume: too many bad chunks, a limit of the device.
+    #[error("the slice of shard {shard} on {} cannot be laid out: {source}", .path.display())]
+    Volume {
+        /// The device.
+        path: PathBuf,
+        /// Whose slice it would be.
+        shard: u32,
+        /// What is wrong with it.
+        source: VolumeError,
+    },
+    /// An emulated device's file cannot be made.
+    #[error(transparent)]
+    Flash(FlashFileError),
+    /// A namespace cannot be used.
+    #[error(transparent)]
+    Namespace(NamespaceError),
     /// The device cannot be divided as asked.
     #[error("{}: {source}", .path.display())]
     Layout {
@@ -150,7 +198,26 @@ impl From<LookError> for FormatError {
     fn from(error: LookError) -> Self {
         match error {
             LookError::Refused(refusal) => Self::Refused(refusal),
+            LookError::Namespace(error) => error.into(),
             LookError::Io { step, path, source } => Self::Io { step, path, source },
+        }
+    }
+}
+
+impl From<FlashFileError> for FormatError {
+    fn from(error: FlashFileError) -> Self {
+        match error {
+            FlashFileError::InUse { path } => Self::InUse { path },
+            error => Self::Flash(error),
+        }
+    }
+}
+
+impl From<NamespaceError> for FormatError {
+    fn from(error: NamespaceError) -> Self {
+        match error {
+            NamespaceError::InUse { path } => Self::InUse { path },
+            error => Self::Namespace(error),
         }
     }
 }

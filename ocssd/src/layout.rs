@@ -85,6 +85,17 @@ pub enum LayoutError {
         /// The size asked for.
         chunk_bytes: u64,
     },
+    /// The chunk divided among the parallel units leaves too little for each.
+    #[error(
+        "a chunk of {chunk_bytes} bytes cannot be striped over {units} parallel units: each needs at least 128 KiB of it; \
+         ask for larger chunks or fewer units"
+    )]
+    FlashChunk {
+        /// The size asked for, or chosen.
+        chunk_bytes: u64,
+        /// Parallel units of a slice.
+        units: u32,
+    },
     /// The slice is not a whole number of chunks, or there are too many of them on the device.
     #[error("a slice of {slice_bytes} bytes is not a number of chunks that can be addressed")]
     Slice {
@@ -199,7 +210,7 @@ fn is_chunk(bytes: u64) -> bool {
     bytes.is_multiple_of(CHUNK_BYTES_MIN) && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&bytes)
 }
 
-fn chunk_bytes_for(slice_bytes: u64) -> u64 {
+pub(crate) fn chunk_bytes_for(slice_bytes: u64) -> u64 {
     let wanted = (slice_bytes / 512).max(1);
     let power = 1 << wanted.ilog2();
     u64::clamp(power, CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_CHOSEN_MAX)

@@ -5,7 +5,7 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use terrane_ocssd::{Device, DeviceOptions, FormatOptions, Media};
+//! use terrane_ocssd::{Device, DeviceOptions, FormatOptions, KindOptions, Media};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let options = FormatOptions {
@@ -17,7 +17,7 @@
 //!     sector_bytes: None,
 //!     force: false,
 //! };
-//! Device::format(Path::new("node-1.terrane"), &options, None, &mut |_written, _total| {})?;
+//! Device::format(Path::new("node-1.terrane"), &options, &KindOptions::default(), &mut |_written, _total| {})?;
 //! let device = Device::open("node-1.terrane", &DeviceOptions::default())?;
 //! let media = device.slice(0).await?;
 //! assert_eq!(media.geometry().slice_bytes(), device.superblock().slice_bytes);
@@ -49,7 +49,8 @@ pub mod zoned;
 
 pub use buffer::AlignedBuf;
 pub use device::{
-    Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, OpenError, Refusal, UnknownKind,
+    Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, FlashLayout, KindOptions,
+    OpenError, Refusal, UnknownKind,
 };
 pub use fdp::{FdpDevice, FdpMedia, FdpSlice};
 pub use file::{FileDevice, FileMedia, FileOptions};

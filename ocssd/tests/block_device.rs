@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatError, FormatOptions, Media,
-    OpenError, Refusal, Superblock,
+    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatError, FormatOptions,
+    KindOptions, Media, OpenError, Refusal, Superblock,
 };
 
 const KIB: u64 = 1 << 10;
@@ -65,7 +65,7 @@ fn options() -> FormatOptions {
 }
 
 fn format(path: &Path, options: &FormatOptions) -> Result<Superblock, FormatError> {
-    Device::format(path, options, None, &mut |_, _| {})
+    Device::format(path, options, &KindOptions::default(), &mut |_, _| {})
 }
 
 fn open(path: &Path) -> Result<Device, OpenError> {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use terrane_ocssd::superblock::{COPY_OFFSETS, FORMAT_VERSION};
 use terrane_ocssd::{
     AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, DeviceShape, Durability, FileDevice, FileOptions,
-    FormatError, FormatOptions, LayoutError, Media, MediaError, OpenError, Refusal, Superblock,
+    FormatError, FormatOptions, KindOptions, LayoutError, Media, MediaError, OpenError, Refusal, Superblock,
     SuperblockError, format,
 };
 
@@ -99,7 +99,7 @@ fn relabel(path: &Path, superblock: &Superblock) {
 fn a_device_is_one_thing_whatever_kind_it_is() {
     let folder = folder();
     let path = folder.path().join("node.terrane");
-    let written = Device::format(&path, &options(), None, &mut |_, _| {}).unwrap();
+    let written = Device::format(&path, &options(), &KindOptions::default(), &mut |_, _| {}).unwrap();
     assert_eq!(written.kind, DeviceKind::Conventional);
     assert_eq!(written.shape, written.layout().shape(3 * MIB));
     let device = open(&path).unwrap();
@@ -201,12 +201,13 @@ fn a_kind_that_the_device_is_not_is_refused() {
         let OpenError::Refused(Refusal::WrongKind { asked, found, .. }) = &error else { panic!("{error}") };
         assert_eq!((*asked, *found), (kind, DeviceKind::Conventional));
     }
+    let of = |kind| KindOptions { kind: Some(kind), ..KindOptions::default() };
     let new = folder.path().join("new");
     for kind in [DeviceKind::Zoned, DeviceKind::Fdp] {
         let force = FormatOptions { force: true, ..options() };
-        let error = Device::format(&path, &force, Some(kind), &mut |_, _| {}).unwrap_err();
+        let error = Device::format(&path, &force, &of(kind), &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, FormatError::Refused(Refusal::WrongKind { .. })), "{error}");
-        let error = Device::format(&new, &force, Some(kind), &mut |_, _| {}).unwrap_err();
+        let error = Device::format(&new, &force, &of(kind), &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, FormatError::Io { step: "look at", .. }), "{error}");
     }
     assert!(!new.exists());

@@ -21,6 +21,11 @@ use nix::libc;
 
 use crate::device::error::OpenError;
 use crate::device::kind::DeviceKind;
+use crate::fdp::FdpDevice;
+use crate::flash::FlashDevice;
+use crate::nvme::NamespaceError;
+use crate::nvme::identify::CommandSet;
+use crate::nvme::namespace::Passthrough;
 use crate::probe::Kind;
 
 /// Why a path is not used as a device at all, or not as the kind that was asked for.
@@ -76,14 +81,6 @@ pub enum Refusal {
         /// The device above it.
         by: String,
     },
-    /// A kind that this program has no backend for.
-    #[error("{} is {kind}, which this program cannot use yet", .path.display())]
-    NoBackend {
-        /// The device.
-        path: PathBuf,
-        /// What it is.
-        kind: DeviceKind,
-    },
     /// A character device that is something else.
     #[error("{} is a character device, but none of an NVMe namespace (/dev/ngXnY)", .path.display())]
     NotNvme {
@@ -107,6 +104,7 @@ pub enum Refusal {
 #[derive(Debug)]
 pub(crate) enum LookError {
     Refused(Refusal),
+    Namespace(NamespaceError),
     /// The operating system failed a step.
     Io {
         step: &'static str,
@@ -139,6 +137,24 @@ fn contradiction(asked: DeviceKind, found: DeviceKind) -> &'static str {
         }
         (DeviceKind::Flash, _) => "flash is emulated in a regular file",
         (DeviceKind::Conventional, DeviceKind::Conventional) => unreachable!("they are the same"),
+    }
+}
+
+fn has_flash_header(path: &Path) -> Result<bool, LookError> {
+    let error = |source| LookError::Io { step: "read", path: path.to_path_buf(), source };
+    FlashDevice::is_in_file(path).map_err(error)
+}
+
+/// Asks a namespace by passthrough, which takes and gives back its lock.
+fn identify(path: &Path) -> Result<Namespace, LookError> {
+    let command_set = Passthrough::open(path).map_err(LookError::Namespace)?.command_set;
+    if command_set == CommandSet::Zoned {
+        return Ok(Namespace::Zoned);
+    }
+    match FdpDevice::open(path) {
+        Ok(_) => Ok(Namespace::Fdp),
+        Err(NamespaceError::NoPlacement { .. }) => Ok(Namespace::Plain),
+        Err(error) => Err(LookError::Namespace(error)),
     }
 }
 
@@ -229,7 +245,7 @@ impl Site {
 
     /// The kind of device, if it can be written and is what was asked for.
     pub(crate) fn kind(&self, asked: Option<DeviceKind>) -> Result<DeviceKind, LookError> {
-        self.kind_by(asked, |_| Ok(false), |_| Ok(Namespace::Plain))
+        self.kind_by(asked, has_flash_header, identify)
     }
 
     /// As [`Self::kind`], where what a file holds does not count: it can be laid out as either kind of file.

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use crate::device::detect::{LookError, Refusal};
 use crate::device::kind::{DeviceKind, Difference};
+use crate::flash::{FlashFileError, FlashSliceError};
+use crate::media::MediaError;
+use crate::nvme::NamespaceError;
 use crate::superblock::SuperblockError;
+use crate::volume::VolumeError;
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,58 @@ pub enum OpenError {
         differences: Vec<Difference>,
         /// It has fewer chunks or bytes.
         shrank: bool,
+    },
+    /// Durability was to be left out, which only conventional devices can.
+    #[error("{} is {kind}: `nosync` is for conventional devices, to compare with systems that do not sync", .path.display())]
+    NoSync {
+        /// The device.
+        path: PathBuf,
+        /// What it is.
+        kind: DeviceKind,
+    },
+    /// The volume of a slice cannot be opened: too many bad chunks, damage.
+    #[error("the slice of shard {shard} on {} cannot be used: {source}", .path.display())]
+    Volume {
+        /// The device.
+        path: PathBuf,
+        /// Whose slice it is.
+        shard: u32,
+        /// What is wrong with it.
+        source: VolumeError,
+    },
+    /// A slice is not of the node and time that slice 0 says.
+    #[error(
+        "the slice of shard {shard} on {} is another device's, or left over from an earlier format: formatting it was \
+         interrupted, or parts of devices were mixed",
+        .path.display()
+    )]
+    ForeignSlice {
+        /// The device.
+        path: PathBuf,
+        /// Whose slice it should be.
+        shard: u32,
+    },
+    /// An emulated device's file cannot be used.
+    #[error(transparent)]
+    Flash(FlashFileError),
+    /// An emulated device cannot be divided so.
+    #[error("{}: {source}", .path.display())]
+    FlashSlice {
+        /// The device.
+        path: PathBuf,
+        /// What does not fit.
+        source: FlashSliceError,
+    },
+    /// A namespace cannot be used.
+    #[error(transparent)]
+    Namespace(NamespaceError),
+    /// The device failed while it was looked at or laid out.
+    #[error("{}: {source}", .path.display())]
+    Media {
+        /// The device.
+        path: PathBuf,
+        /// What it said.
+        source: MediaError,
     },
     /// The superblock is missing, damaged, foreign or newer.
     #[error("{} cannot be used: {source}.{}", .path.display(), advice(.source))]
@@ -144,7 +200,30 @@ impl From<LookError> for OpenError {
     fn from(error: LookError) -> Self {
         match error {
             LookError::Refused(refusal) => Self::Refused(refusal),
+            LookError::Namespace(error) => error.into(),
             LookError::Io { step, path, source } => Self::Io { step, path, source },
+        }
+    }
+}
+
+impl From<FlashFileError> for OpenError {
+    fn from(error: FlashFileError) -> Self {
+        match error {
+            FlashFileError::InUse { path } => Self::InUse { path },
+            FlashFileError::TooShort { path, found_bytes, needed_bytes } => {
+                Self::TooShort { path, found_bytes, needed_bytes }
+            }
+            FlashFileError::Alignment { path, sector_bytes } => Self::Alignment { path, sector_bytes },
+            error => Self::Flash(error),
+        }
+    }
+}
+
+impl From<NamespaceError> for OpenError {
+    fn from(error: NamespaceError) -> Self {
+        match error {
+            NamespaceError::InUse { path } => Self::InUse { path },
+            error => Self::Namespace(error),
         }
     }
 }

@@ -2,21 +2,34 @@
 //!
 //! Invariants:
 //! - No operation is changed on its way: this only chooses.
-//! - A future is as large as the conventional kind's, and allocates nothing for it. Those of the kinds whose host does
-//!   more (stripes, padding, a ring of its own) live on the heap.
+//! - A future is as large as the conventional kind's, and allocates nothing for it. Those of the other kinds, whose host
+//!   does more (stripes, padding, a ring of its own), live on the heap.
 
 use std::future::Future;
+use std::pin::Pin;
+
+use futures_util::future::Either;
 
 use crate::buffer::AlignedBuf;
+use crate::fdp::FdpMedia;
 use crate::file::FileMedia;
+use crate::flash::FlashMedia;
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice};
+use crate::volume::Volume;
+use crate::zoned::ZonedMedia;
 
 /// One slice of a [`Device`](crate::Device).
 #[derive(Debug)]
 pub enum DeviceMedia {
     /// Of a conventional device.
     File(FileMedia),
+    /// Of emulated flash.
+    Flash(Volume<FlashMedia>),
+    /// Of a zoned device.
+    Zoned(Volume<ZonedMedia>),
+    /// Of a namespace with placement handles.
+    Fdp(FdpMedia),
 }
 
 /// The same call on whichever medium it is.
@@ -24,8 +37,28 @@ macro_rules! of_each {
     ($media:expr, $slice:ident => $call:expr) => {
         match $media {
             DeviceMedia::File($slice) => $call,
+            DeviceMedia::Flash($slice) => $call,
+            DeviceMedia::Zoned($slice) => $call,
+            DeviceMedia::Fdp($slice) => $call,
         }
     };
+}
+
+/// The same operation on whichever medium it is: in place for the conventional kind, else on the heap.
+macro_rules! begin {
+    ($media:expr, $slice:ident => $call:expr) => {
+        match $media {
+            DeviceMedia::File($slice) => Either::Left($call),
+            DeviceMedia::Flash($slice) => Either::Right(boxed($call)),
+            DeviceMedia::Zoned($slice) => Either::Right(boxed($call)),
+            DeviceMedia::Fdp($slice) => Either::Right(boxed($call)),
+        }
+    };
+}
+
+/// An operation whose future is not kept in the caller's. Beside what it does to the device, one allocation is nothing.
+fn boxed<'a, T>(operation: impl Future<Output = T> + 'a) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    Box::pin(operation)
 }
 
 impl Media for DeviceMedia {
@@ -33,8 +66,8 @@ impl Media for DeviceMedia {
         of_each!(self, slice => slice.geometry())
     }
 
-    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        of_each!(self, slice => slice.report().await)
+    fn report(&self) -> impl Future<Output = Result<Vec<ChunkInfo>, MediaError>> {
+        begin!(self, slice => slice.report())
     }
 
     fn write(
@@ -44,7 +77,7 @@ impl Media for DeviceMedia {
         buf: AlignedBuf,
         durability: Durability,
     ) -> impl Future<Output = (Result<(), MediaError>, AlignedBuf)> {
-        of_each!(self, slice => slice.write(chunk, sector, buf, durability))
+        begin!(self, slice => slice.write(chunk, sector, buf, durability))
     }
 
     fn append(
@@ -53,7 +86,7 @@ impl Media for DeviceMedia {
         buf: AlignedBuf,
         durability: Durability,
     ) -> impl Future<Output = (Result<u32, MediaError>, AlignedBuf)> {
-        of_each!(self, slice => slice.append(chunk, buf, durability))
+        begin!(self, slice => slice.append(chunk, buf, durability))
     }
 
     fn read(
@@ -62,7 +95,7 @@ impl Media for DeviceMedia {
         sector: u32,
         buf: AlignedBuf,
     ) -> impl Future<Output = (Result<(), MediaError>, AlignedBuf)> {
-        of_each!(self, slice => slice.read(chunk, sector, buf))
+        begin!(self, slice => slice.read(chunk, sector, buf))
     }
 
     fn expect_lifetime(&self, chunk: ChunkId, class: LifetimeClass) {
@@ -78,15 +111,15 @@ impl Media for DeviceMedia {
     }
 
     fn reset(&self, chunk: ChunkId) -> impl Future<Output = Result<(), MediaError>> {
-        of_each!(self, slice => slice.reset(chunk))
+        begin!(self, slice => slice.reset(chunk))
     }
 
     fn finish(&self, chunk: ChunkId) -> impl Future<Output = Result<(), MediaError>> {
-        of_each!(self, slice => slice.finish(chunk))
+        begin!(self, slice => slice.finish(chunk))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), MediaError>> {
-        of_each!(self, slice => slice.flush())
+        begin!(self, slice => slice.flush())
     }
 
     fn counters(&self) -> MediaCounters {

@@ -75,6 +75,17 @@ pub struct VolumeOptions {
     pub spare_chunks_per_unit: u32,
 }
 
+impl VolumeOptions {
+    /// What the host would see of a volume on a slice of that shape.
+    ///
+    /// # Errors
+    /// [`VolumeError::Options`] if options and geometry do not fit.
+    pub fn geometry_on(&self, slice: Geometry, protects_buffer: bool) -> Result<Geometry, VolumeError> {
+        let assignment = assignment::Assignment::new(slice, self.stripe_units, self.spare_chunks_per_unit)?;
+        Ok(assignment.logical_geometry(protects_buffer))
+    }
+}
+
 /// What is done about a volume that has more bad chunks than spares.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OpenMode {

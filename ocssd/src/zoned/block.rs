@@ -17,10 +17,10 @@ use monoio::buf::{IoBuf, IoBufMut};
 
 use super::transport::Stopped;
 use crate::buffer::AlignedBuf;
-use crate::ring_file::RingFile;
 use crate::media::Durability;
 use crate::nvme::identify::{Zone, ZoneCondition};
 use crate::nvme::status::Fault;
+use crate::ring_file::RingFile;
 
 /// Bytes of a unit in which the kernel counts, whatever the device's sectors are.
 const KERNEL_SECTOR_BYTES: u64 = 512;
