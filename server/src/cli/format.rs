@@ -8,18 +8,21 @@ use std::str::FromStr;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use terrane_ocssd::superblock::{FormatError, FormatOptions, Superblock};
-use terrane_ocssd::{DeviceKind, UnknownKind};
+use terrane_ocssd::{DeviceKind, FlashLayout, KindOptions, UnknownKind};
 
 use super::{Exit, Failure, output};
 use crate::config::{ByteSize, ClusterId, Config};
 
 const EXAMPLES: &str = "\
 The whole device is written once, so that later writes go to blocks that exist already: durable
-writes into them are twice as fast. A block device is used whole unless --size says less.
+writes into them are twice as fast. A block device is used whole unless --size says less. Of a
+device that the host manages (zones, emulated flash) every chunk is reset instead.
 
 Examples:
   terrane format --config node-1.toml --size 64GiB
   terrane format --config node-1.toml --data /dev/nvme0n1
+  terrane format --config node-1.toml --data /dev/nvme1n2 --media zoned
+  terrane format --config node-1.toml --media flash --size 4GiB
   terrane format --data disk.terrane --cluster 6b1f0a52c8d94e7f93a4d17e5c20b8f6 --node 1 --shards 2 --size 4GiB";
 
 /// Lay out a node's device: superblock and one slice per shard. Everything on it is lost.
@@ -47,12 +50,34 @@ pub(super) struct Args {
     /// Erase unit of the log (default: by the size of a slice, 8 MiB to 64 MiB). A value must fit in one
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<ByteSize>,
-    /// What the device must be, or else is not touched. auto takes it as what it is found to be
-    #[arg(long, value_name = "auto|file|flash|zoned|fdp", default_value_t = Media(None))]
-    media: Media,
+    #[command(flatten)]
+    kind: Kind,
     /// Format a device or file that holds something already: what it holds is lost
     #[arg(long)]
     force: bool,
+}
+
+/// As what a device is laid out.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Kind {
+    /// What the device must be, or else is not touched: file (also a block device), zoned, fdp; flash makes a file that
+    /// holds emulated Open-Channel flash. auto takes what it finds, and makes a new file a plain one
+    #[arg(long, value_name = "auto|file|flash|zoned|fdp", default_value_t = Media(None))]
+    media: Media,
+    /// Parallel units of each shard of emulated flash
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    flash_units: Option<u32>,
+}
+
+impl Kind {
+    pub(super) fn options(&self) -> Result<KindOptions, Failure> {
+        if self.flash_units.is_some() && self.media.0 != Some(DeviceKind::Flash) {
+            return Err(Failure::usage("--flash-units is for --media flash"));
+        }
+        let default = FlashLayout::default();
+        let units = self.flash_units.unwrap_or(default.units);
+        Ok(KindOptions { kind: self.media.0, flash: FlashLayout { units, ..default } })
+    }
 }
 
 /// The kind of device that is insisted on, if any.
@@ -74,6 +99,7 @@ impl fmt::Display for Media {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let kind = args.kind.options()?;
     let (path, cluster, node, shards) = match (&args.config, args.cluster, args.node, args.shards) {
         (Some(config), ..) => {
             let mut config = Config::load(config)?;
@@ -107,7 +133,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         sector_bytes: None,
         force: args.force,
     };
-    let superblock = format_device(&path, &options, args.media.0).map_err(|error| {
+    let superblock = format_device(&path, &options, &kind).map_err(|error| {
         let forcible = matches!(
             error.downcast_ref(),
             Some(FormatError::AlreadyFormatted { .. } | FormatError::NotEmpty { .. })
@@ -127,7 +153,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 pub(super) fn format_device(
     path: &Path,
     options: &FormatOptions,
-    kind: Option<DeviceKind>,
+    kind: &KindOptions,
 ) -> anyhow::Result<Superblock> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     if !std::io::stderr().is_terminal() {

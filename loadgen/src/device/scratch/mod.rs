@@ -20,8 +20,8 @@ use rand_pcg::Pcg64Mcg;
 use tempfile::TempDir;
 use terrane_ocssd::layout::FIRST_SLICE_OFFSET;
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatOptions, Media, MediaError,
-    OpenError, SuperblockError,
+    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatOptions, KindOptions, Media,
+    MediaError, OpenError, SuperblockError,
 };
 
 use crate::device::cell::{self, Cell, Stop, stamp};
@@ -136,7 +136,8 @@ impl Scratch {
             // A new file is not forced: if something appears there meanwhile, it is not ours.
             force: found.exists,
         };
-        let laid_out = Device::format(&wanted.path, &options, OPENED_AS.kind, &mut |done, all| {
+        let kind = KindOptions { kind: OPENED_AS.kind, ..KindOptions::default() };
+        let laid_out = Device::format(&wanted.path, &options, &kind, &mut |done, all| {
             progress.laying_out(done, all);
         });
         progress.laid_out();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use terrane_engine::{SliceId, Store};
-use terrane_ocssd::{Device, DeviceOptions, FormatOptions};
+use terrane_ocssd::{Device, DeviceOptions, FormatOptions, KindOptions};
 
 use crate::target::engine::config::Config;
 use crate::target::engine::ring;
@@ -68,7 +68,7 @@ fn lay_out(folder: &Path, config: &Config) -> anyhow::Result<()> {
         // Only this function makes a file of this name.
         force: true,
     };
-    Device::format(&unfinished, &options, None, &mut |_, _| {})?;
+    Device::format(&unfinished, &options, &KindOptions::default(), &mut |_, _| {})?;
     // The caller may be on a runtime, within which no other can run.
     let formatted = std::thread::scope(|scope| {
         let format = || -> anyhow::Result<()> {
