@@ -23,6 +23,10 @@ lint:
 sim SEED:
     TERRANE_SEED={{ SEED }} cargo test --workspace
 
+# The media tests on zoned, FDP and conventional NVMe devices in a QEMU guest (--fetch gets what it takes, --help explains)
+qemu-test *ARGS:
+    ocssd/qemu/run {{ ARGS }}
+
 # A three-node cluster under YCSB A that loses a leader half-way and must lose no write
 demo *ARGS:
     cargo run --release --bin terrane-loadgen -- demo {{ ARGS }}
