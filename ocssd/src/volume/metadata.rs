@@ -16,7 +16,10 @@
 //!   be hidden. The newest record is taken only if a chunk that holds it has no damage behind it; one place may be
 //!   damaged as long as the other is not.
 //!
-//! After a start the next sequence skips one: a place that could not be read then may hold a record with it.
+//! A torn record may also come to light **later**: as long as its chunk is open the device hides its last sectors, and a
+//! start that did not see it goes on from the record before. So if a chunk is not written exactly to the end of its last
+//! record, a start writes a new record before it relies on the old one, and skips a sequence number with it, which beats
+//! whatever may be hidden.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -34,6 +37,8 @@ use crate::media::{ChunkInfo, ChunkState, Durability, Media, MediaError};
 pub(super) struct Place {
     pub(super) chunk: ChunkId,
     pub(super) next_sector: u32,
+    /// Whether anything may follow what is there.
+    appendable: bool,
 }
 
 /// Why no record can be written any more.
@@ -95,12 +100,10 @@ impl Places {
         }
     }
 
-    /// A chunk for metadata is not to be written on: what the next record makes of its place is up to [`choose`].
+    /// A chunk is not to be written on: the next record of its place goes to another one if there is one.
     pub(super) fn leave(&mut self, chunk: ChunkId) {
-        for place in &mut self.active {
-            if place.is_some_and(|place| place.chunk == chunk) {
-                *place = None;
-            }
+        for place in self.active.iter_mut().flatten().filter(|place| place.chunk == chunk) {
+            place.appendable = false;
         }
     }
 
@@ -133,6 +136,7 @@ fn choose(
 ) -> Option<(Place, bool)> {
     let current = places.active[index];
     if let Some(place) = current
+        && place.appendable
         && sectors <= chunk_sectors - place.next_sector
     {
         return Some((place, false));
@@ -142,7 +146,7 @@ fn choose(
     let own = places.candidates[index].iter().chain(&places.candidates[1 - index]).copied();
     let mut usable = own.filter(|chunk| Some(*chunk) != other && !defects.contains(chunk));
     let chunk = usable.clone().find(|chunk| Some(*chunk) != current).or_else(|| usable.next())?;
-    Some((Place { chunk, next_sector: 0 }, !places.free.contains(&chunk)))
+    Some((Place { chunk, next_sector: 0, appendable: true }, !places.free.contains(&chunk)))
 }
 
 impl<M: Media> Shared<M> {
@@ -325,6 +329,8 @@ struct Scan {
     damage: Option<&'static str>,
     /// The last record was being written when the power went.
     torn: bool,
+    /// Bytes up to the end of the last record.
+    end: usize,
 }
 
 /// Looks at records one after the other.
@@ -332,7 +338,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
     let mut found = Scan::default();
     let mut at = 0;
     while at < bytes.len() {
-        at += match Record::decode(&bytes[at..], unit_bytes) {
+        let length = match Record::decode(&bytes[at..], unit_bytes) {
             Found::Padding => unit_bytes,
             Found::Record(record) => {
                 let length = record.encoded_bytes();
@@ -340,6 +346,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
                 if found.newest.as_ref().is_none_or(|newest| newest.sequence < record.sequence) {
                     found.newest = Some(record);
                 }
+                found.end = at + length.next_multiple_of(unit_bytes);
                 length.next_multiple_of(unit_bytes)
             }
             Found::Newer { sequence, version, length } => {
@@ -355,6 +362,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
                 unit_bytes
             }
         };
+        at += length;
     }
     found
 }
@@ -467,16 +475,18 @@ impl Places {
                     .max_by_key(|(_, candidate)| candidate.sequence());
                 let Some((nth, _)) = best else { continue };
                 let candidate = left.remove(nth);
-                let appendable = candidate.is_appendable();
+                let appendable = candidate.is_appendable(&assignment.geometry);
                 let next_sector = if appendable { candidate.write_pointer } else { chunk_sectors };
-                this.active[index] = Some(Place { chunk: candidate.chunk, next_sector });
+                this.active[index] = Some(Place { chunk: candidate.chunk, next_sector, appendable });
                 this.held[index] = candidate.sequence();
             }
         }
-        // A place that could not be read may hold a record with the next number.
+        // A record that cannot be seen may have the next number.
         this.sequence = newest.sequence + 1;
-        let whole = found.iter().all(|candidate| candidate.scan.damage.is_none() && !candidate.scan.torn);
-        if whole && this.held == [newest.sequence; 2] {
+        let whole = |candidate: &Candidate| {
+            newest.tables.defects.contains(&candidate.chunk) || candidate.is_whole(&assignment.geometry)
+        };
+        if found.iter().all(whole) && this.held == [newest.sequence; 2] {
             this.durable_version = Some(0);
         }
         this
@@ -488,8 +498,21 @@ impl Candidate {
         self.scan.newest.as_ref().map_or(0, |record| record.sequence)
     }
 
+    /// Whether the last record is the last that was ever begun. Else a newer one, on which nobody relied, may stand where
+    /// the device does not show it yet, and come to light when the chunk is closed.
+    fn is_whole(&self, geometry: &Geometry) -> bool {
+        let clean = self.scan.damage.is_none() && !self.scan.torn;
+        let padding = geometry.mw_cunits.next_multiple_of(geometry.ws_min);
+        let end = (self.scan.end / geometry.sector_bytes as usize) as u32 + padding;
+        match self.state {
+            ChunkState::Free | ChunkState::Offline => true,
+            ChunkState::Closed => clean,
+            ChunkState::Open => clean && self.write_pointer == end,
+        }
+    }
+
     /// Whether the next record may follow what is there.
-    pub(super) fn is_appendable(&self) -> bool {
-        self.state == ChunkState::Open && self.scan.damage.is_none() && !self.scan.torn
+    pub(super) fn is_appendable(&self, geometry: &Geometry) -> bool {
+        self.state == ChunkState::Open && self.is_whole(geometry)
     }
 }

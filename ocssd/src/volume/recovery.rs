@@ -163,7 +163,9 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         }
     }
     close_uneven_lines(&shared, &report).await?;
-    for candidate in found.iter().filter(|found| found.state == ChunkState::Open && !found.is_appendable()) {
+    for candidate in
+        found.iter().filter(|found| found.state == ChunkState::Open && !found.is_appendable(&geometry))
+    {
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
         let _ = shared.media.finish(candidate.chunk).await;
     }

@@ -252,7 +252,8 @@ impl<M: Media> Shared<M> {
         let flushed = self.media.flush().await;
         let mut state = self.state.borrow_mut();
         if let Err(error) = flushed {
-            state.flush_failed = true;
+            // Without power nothing succeeds later anyway, and the error says so.
+            state.flush_failed |= !matches!(error, MediaError::PowerLost);
             return Err(error);
         }
         if state.flush_failed {
