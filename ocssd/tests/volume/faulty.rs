@@ -200,8 +200,9 @@ impl Faulty {
             let mut plan = self.plan.borrow_mut();
             let this = plan.chunks.entry(chunk).or_default();
             let buffered = if fault == Fault::FailedWithBuffer { geometry.mw_cunits } else { 0 };
-            // What was flushed and is not hidden any more is programmed.
-            let floor = this.flushed.saturating_sub(geometry.mw_cunits).max(this.programmed);
+            // What is durable stays so.
+            let kept = if self.protects.get() { 0 } else { geometry.mw_cunits };
+            let floor = this.flushed.saturating_sub(kept).max(this.programmed);
             let floor = floor.next_multiple_of(geometry.ws_min);
             let at =
                 (sector.saturating_sub(buffered)).max(floor).next_multiple_of(geometry.ws_min).min(sector);

@@ -296,6 +296,7 @@ fn run(seed: u64) {
         }
         for _ in 0..BATCHES {
             let steps = run.batch();
+            println!("{steps:?}");
             lost = run.drive(&steps);
             if lost {
                 break;
@@ -307,6 +308,7 @@ fn run(seed: u64) {
             block_on(model.check_all(&run.volume));
         }
         run.device.fail_at_random(0, 0);
+        println!("lost: {lost}, {:?}, {:?}", run.volume.status(), run.volume.geometry());
         let cut = lost || !run.device.sim.has_power() || run.rng.random_bool(0.6);
         run = run.reopen(cut);
     }
