@@ -26,18 +26,21 @@
 pub mod buffer;
 mod chunk_table;
 pub mod file;
+pub mod flash;
 pub mod format;
 pub mod geometry;
 pub mod layout;
 mod lock;
 pub mod media;
 mod probe;
+mod ring_file;
 pub mod sim;
 pub mod superblock;
 pub mod volume;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
+pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};

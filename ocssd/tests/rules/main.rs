@@ -3,5 +3,6 @@
 
 mod contract;
 mod file;
+mod flash;
 mod sim;
 mod volume;
