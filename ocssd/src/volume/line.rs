@@ -84,6 +84,8 @@ pub(super) struct Member {
     pub(super) in_flight: u32,
     /// A part of a unit is issued up to here.
     wanted: u32,
+    /// The chunk is known to be free: to erase it again would only wear it.
+    pub(super) free: bool,
     /// The chunk was closed before it was full.
     pub(super) finished: bool,
     /// It is being closed.
@@ -101,7 +103,7 @@ pub(super) struct Member {
 impl Member {
     /// An empty member on a free chunk.
     pub(super) fn empty(chunk: ChunkId, limits: &Limits) -> Self {
-        Self::found(chunk, 0, limits)
+        Self { free: true, ..Self::found(chunk, 0, limits) }
     }
 
     /// A member that was found written up to `end`, all of it flushed.
@@ -120,6 +122,7 @@ impl Member {
             programs: VecDeque::new(),
             in_flight: 0,
             wanted: 0,
+            free: false,
             finished: false,
             finishing: false,
             gone: false,
@@ -173,6 +176,7 @@ impl Member {
         let from = std::mem::replace(&mut self.issued, end);
         self.programs.push_back(Program { end, durable, done: false });
         self.in_flight += 1;
+        self.free = false;
         Some((from, end))
     }
 
@@ -257,6 +261,7 @@ impl Member {
         kept.push(&rest);
         self.buffer = kept;
         self.health = Health::Sound;
+        self.free = self.issued == 0;
         self.finished = false;
         self.reopened = false;
         self.life += 1;

@@ -26,6 +26,7 @@ use std::rc::Rc;
 
 use super::assignment::{Assignment, Tables};
 use super::error::VolumeError;
+use super::line::Blame;
 use super::record::{Found, METADATA_VERSION, Record};
 use super::shared::{Shared, State};
 use crate::buffer::AlignedBuf;
@@ -62,8 +63,8 @@ impl Failed {
 
 /// What stopped the write of a record.
 enum WriteError {
-    /// The chunk is bad.
-    Chunk,
+    /// The chunk is to blame.
+    Chunk(Blame),
     /// The device, or it did not say that the chunk is at fault.
     Device(MediaError),
 }
@@ -233,7 +234,7 @@ impl<M: Media> Shared<M> {
         Ok(())
     }
 
-    /// Writes a record in one place. A chunk that fails is retired and another one taken.
+    /// Writes a record in one place. After a chunk that fails another one is taken.
     async fn append_record(&self, index: usize, bytes: &[u8], sequence: u64) -> Result<(), VolumeError> {
         let sectors = (bytes.len() / self.limits.sector_bytes) as u32;
         loop {
@@ -256,9 +257,10 @@ impl<M: Media> Shared<M> {
                         state.places.held[index] = sequence;
                         state.metadata_bytes += bytes.len() as u64;
                     }
-                    Err(WriteError::Chunk) => {
+                    Err(WriteError::Chunk(blame)) => {
+                        // As with any chunk, its next reset judges it, and the second strike is the last.
                         state.places.leave(place.chunk);
-                        state.retire_for_good(place.chunk);
+                        state.blame(place.chunk, blame);
                         continue;
                     }
                     Err(WriteError::Device(error)) => return Err(error.into()),
@@ -276,16 +278,17 @@ impl<M: Media> Shared<M> {
         if reset {
             self.media.reset(place.chunk).await.map_err(|error| match error {
                 MediaError::PowerLost | MediaError::Rule { .. } => WriteError::Device(error),
-                _ => WriteError::Chunk,
+                _ => WriteError::Chunk(Blame::Offline),
             })?;
         }
         let mut buf = AlignedBuf::zeroed(bytes.len());
         buf.copy_from_slice(bytes);
         let (written, _) = self.media.write(place.chunk, place.next_sector, buf, Durability::Durable).await;
         written.map_err(|error| match error {
-            MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. } | MediaError::Offline { .. } => {
-                WriteError::Chunk
+            MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. } => {
+                WriteError::Chunk(Blame::Strike)
             }
+            MediaError::Offline { .. } => WriteError::Chunk(Blame::Offline),
             error => WriteError::Device(error),
         })
     }

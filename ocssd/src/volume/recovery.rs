@@ -193,6 +193,7 @@ fn found_line(state: ChunkState, chunks: &[ChunkId], members: &[(ChunkState, u32
             return Member::gone(*chunk, limits);
         }
         let mut member = Member::found(*chunk, end, limits);
+        member.free = *found == ChunkState::Free;
         member.finished = *found == ChunkState::Closed;
         member.reopened =
             state == ChunkState::Open && limits.hidden > 0 && *found == ChunkState::Open && end > 0;

@@ -238,7 +238,8 @@ impl Media for Faulty {
         let plan = self.plan.borrow();
         for info in &mut report {
             let cap = plan.chunks.get(&info.id).and_then(|chunk| chunk.cap);
-            if let (Some(cap), ChunkState::Open | ChunkState::Closed) = (cap, info.state) {
+            // A chunk that failed its first write is free beneath, and closed for all that the host is told.
+            if let (Some(cap), true) = (cap, info.state != ChunkState::Offline) {
                 info.write_pointer = cap;
                 info.state = ChunkState::Closed;
             }

@@ -207,10 +207,15 @@ fn wear_is_that_of_the_worst_member() {
     let bench = Bench::new(geometry(), 1, 0);
     bench.device.fail_reset(1);
     for _ in 0..3 {
+        bench.write(0, 16, Durable).unwrap();
         bench.reset(0).unwrap();
     }
+    bench.reset(0).unwrap();
+    bench.write(0, 2, Durable).unwrap();
+    bench.reset(0).unwrap();
     let wear = bench.volume.member_wear(ChunkId(0));
-    assert_eq!(wear, [2, 3]);
+    // The first was replaced; the second was free when the last reset came.
+    assert_eq!(wear, [3, 3]);
     assert_eq!(block_on(bench.volume.report()).unwrap()[0].wear, 3);
 }
 
