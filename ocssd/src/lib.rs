@@ -43,5 +43,5 @@ pub use layout::{Layout, LayoutError};
 pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
-pub use sim::{SimMedia, SimOptions};
+pub use sim::{FaultRates, SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
