@@ -189,9 +189,6 @@ impl SimMedia {
         state.cut_at = None;
         state.faults.disarm();
         state.stall = None;
-        for cells in &mut state.cells {
-            cells.failure = None;
-        }
         state.counters = MediaCounters::default();
         self.life.set(state.life);
     }
@@ -308,6 +305,14 @@ impl Device {
         cells.failure = None;
     }
 
+    /// Has the device remember that a chunk was closed before it was full, if it remembers such things.
+    fn finish(&self, state: &mut State, chunk: ChunkId) {
+        let early = state.table.write_pointer(chunk) < self.geometry.chunk_sectors;
+        if !self.options.conventional && early && state.table.state(chunk) == ChunkState::Closed {
+            state.push(chunk, Change::Finish);
+        }
+    }
+
     /// What a read sees now.
     fn visible(&self, state: &State, chunk: ChunkId, sector: u32, len: usize) -> Vec<u8> {
         state.cells[chunk.0 as usize].visible(&self.geometry, &self.options, sector, len)
@@ -418,21 +423,21 @@ impl Media for SimMedia {
             let cut = self.count(&mut state)?;
             if state.table.state(chunk) != ChunkState::Offline {
                 state.table.finish(chunk);
-                if !self.device.options.conventional {
-                    state.push(chunk, Change::Finish);
-                }
             }
             if cut {
+                self.device.finish(&mut state, chunk);
                 self.device.cut(&mut state);
                 return Err(MediaError::PowerLost);
             }
         }
         self.device.pause(Operation::Finish, 0).await;
         self.still(life)?;
-        match self.device.state.borrow().table.state(chunk) {
-            ChunkState::Offline => Err(MediaError::Offline { chunk }),
-            _ => Ok(()),
+        let mut state = self.device.state.borrow_mut();
+        if state.table.state(chunk) == ChunkState::Offline {
+            return Err(MediaError::Offline { chunk });
         }
+        self.device.finish(&mut state, chunk);
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), MediaError> {

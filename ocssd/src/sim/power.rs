@@ -83,8 +83,12 @@ impl Device {
         if self.options.conventional {
             self.forget_write_pointers(state);
         } else {
-            // It knows which chunks it could not program, whether or not it came to say so.
-            (0..self.geometry.chunk_count()).for_each(|index| self.close_failed(state, ChunkId(index)));
+            for chunk in (0..self.geometry.chunk_count()).map(ChunkId) {
+                // It knows which chunks it could not program, whether or not it came to say so; and a finish that was
+                // in flight it took as it took the writes.
+                self.close_failed(state, chunk);
+                self.finish(state, chunk);
+            }
         }
     }
 
@@ -181,8 +185,12 @@ impl Device {
         let durable = state.cells[index].write_pointer;
         let end = |(sector, data): &(u32, Vec<u8>)| sector + (data.len() / sector_bytes) as u32;
         let completed = writes.iter().map(end).max().unwrap_or(0).max(durable);
+        // What is below the sector that failed was programmed, or that one could not have been tried.
+        let failed = state.cells[index].failure.take().is_some();
         let floor = match state.cells[index].state {
-            ChunkState::Open if !self.options.protected_buffer => durable.min(self.programmed(completed)),
+            ChunkState::Open if !self.options.protected_buffer && !failed => {
+                durable.min(self.programmed(completed))
+            }
             _ => durable,
         };
         if !reset_lost {
@@ -210,7 +218,7 @@ impl Device {
         if finished && pointer == submitted && state.keeps(fate) {
             state.cells[index].state = ChunkState::Closed;
         }
-        if state.cells[index].failure.is_some() {
+        if failed {
             // It will not be written before its next reset.
             state.cells[index].state = ChunkState::Closed;
         }

@@ -41,8 +41,11 @@ fn struck(fault: Fault, sectors: impl Into<Option<(u32, u32)>>) -> Injected {
     Injected { fault, chunk: CHUNK, sectors: sectors.into() }
 }
 
-/// Every fault that has a rate, and how the rate is set.
-const RATES: [(Fault, fn(u32) -> FaultRates); 16] = [
+/// How the rate of one fault is set.
+type Rate = fn(u32) -> FaultRates;
+
+/// Every fault that has a rate.
+const RATES: [(Fault, Rate); 16] = [
     (Fault::TornWrite, |rate| FaultRates { torn_write: rate, ..FaultRates::default() }),
     (Fault::LostWrite, |rate| FaultRates { lost_write: rate, ..FaultRates::default() }),
     (Fault::MisdirectedWrite, |rate| FaultRates { misdirected_write: rate, ..FaultRates::default() }),
@@ -498,6 +501,44 @@ fn a_chunk_that_goes_offline_takes_what_is_in_flight_with_it() {
     assert!(report[..3].iter().all(|info| info.state == ChunkState::Offline));
     assert_eq!(media.take_notices().len(), 3, "each goes offline once");
     assert_eq!(report[3].state, ChunkState::Closed);
+}
+
+/// Fails if a reset that a failed flush forgot happens after all, over what was made durable since.
+#[test]
+fn a_failed_flush_does_not_undo_what_came_after_it() {
+    for seed in 0..32 {
+        for conventional in [true, false] {
+            let options = SimOptions { seed, conventional, stale: false, ..SimOptions::default() };
+            let media = SimMedia::new(geometry(), options);
+            reset(&media);
+            media.fail_next_flush();
+            assert!(block_on(media.flush()).is_err());
+            write(&media, 0, 2, 1, Durability::Volatile);
+            flush(&media);
+            cut(&media);
+            assert_eq!(sectors(&media, 0, 2), [1, 1]);
+        }
+    }
+}
+
+/// Fails if a flush that began while a finish was on its way, and failed, is held against that finish.
+#[test]
+fn a_failed_flush_forgets_only_what_had_completed() {
+    for seed in 0..32 {
+        let options = SimOptions { seed, conventional: false, yields_max: 9, ..SimOptions::default() };
+        let media = SimMedia::new(geometry(), options);
+        write(&media, 0, 2, 1, Durability::Durable);
+        let mut finishing = pin!(media.finish(CHUNK));
+        if poll_once(finishing.as_mut()).is_ready() {
+            continue;
+        }
+        media.fail_next_flush();
+        assert!(block_on(media.flush()).is_err());
+        block_on(finishing).unwrap();
+        flush(&media);
+        cut(&media);
+        assert_eq!(state(&media), (ChunkState::Closed, 2));
+    }
 }
 
 /// Polls of one operation until it completes.
