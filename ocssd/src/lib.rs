@@ -26,17 +26,20 @@
 pub mod buffer;
 mod chunk_table;
 pub mod file;
+pub mod flash;
 pub mod format;
 pub mod geometry;
 pub mod layout;
 mod lock;
 pub mod media;
 mod probe;
+mod ring_file;
 pub mod sim;
 pub mod superblock;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
+pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};

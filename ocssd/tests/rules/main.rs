@@ -3,4 +3,5 @@
 
 mod contract;
 mod file;
+mod flash;
 mod sim;

@@ -1,0 +1,244 @@
+//! How requests of one thread reach the controller: data to and from the storage, and the passing of time.
+//!
+//! Invariants:
+//! - The controller's lock is never held across an `await`, nor while a hook of the host runs. It stands for hardware
+//!   that all shards share; uncontended, it costs less than the descriptors it guards.
+//! - A transfer to the file goes on when the future that waits for it is dropped, so that a chunk is never left with
+//!   bytes that may still arrive.
+//! - A durable write is answered after everything below it in its chunk is stored and synced: pages are programmed in
+//!   order, so a device could not answer earlier.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::controller::{Controller, Storage};
+use super::request::{ReadTicket, ResetTicket, Wait, WriteRequest, WriteTicket};
+use super::status::Refusal;
+use super::timing::FlashClock;
+use crate::buffer::AlignedBuf;
+use crate::geometry::Geometry;
+use crate::ring_file::RingFile;
+
+/// The device as all handles share it.
+pub(super) struct Shared {
+    pub(super) geometry: Geometry,
+    controller: Mutex<Controller>,
+    /// Durable writes that wait for transfers of other tasks.
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn new(controller: Controller) -> Self {
+        let geometry = controller.geometry();
+        Self { geometry, controller: Mutex::new(controller), waiting: Mutex::default() }
+    }
+
+    pub(super) fn controller(&self) -> MutexGuard<'_, Controller> {
+        self.controller.lock().expect("no request panics while it is being decided")
+    }
+
+    /// Something landed, or the power went: whoever waits looks again.
+    pub(super) fn wake_waiting(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().expect("nothing panics in here"));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One thread's way to the device.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub(super) shared: Arc<Shared>,
+    ring: Option<Rc<RingFile>>,
+    pub(super) clock: Option<FlashClock>,
+}
+
+impl Port {
+    /// For the calling thread.
+    pub(super) fn open(shared: &Arc<Shared>) -> io::Result<Self> {
+        let data = match &shared.controller().storage {
+            Storage::Memory(_) => None,
+            Storage::File(image) => Some(image.data.try_clone()?),
+        };
+        let ring = data.map(|data| Rc::new(RingFile::new(data)));
+        Ok(Self { shared: Arc::clone(shared), ring, clock: None })
+    }
+
+    pub(super) fn controller(&self) -> MutexGuard<'_, Controller> {
+        self.shared.controller()
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.as_ref().map_or(Duration::ZERO, |clock| (clock.now)())
+    }
+
+    async fn pause(&self, wait: Wait) {
+        Yields(wait.yields).await;
+        if let (Some(clock), Some(until)) = (&self.clock, wait.until) {
+            (clock.sleep_until)(until).await;
+        }
+    }
+
+    fn offset(&self, chunk: u32, sector: u32) -> u64 {
+        match &self.controller().storage {
+            Storage::Memory(_) => 0,
+            Storage::File(image) => image.offset(&self.shared.geometry, chunk, sector),
+        }
+    }
+
+    fn bytes(&self, sectors: u32) -> usize {
+        sectors as usize * self.shared.geometry.sector_bytes as usize
+    }
+
+    pub(super) fn submit_write(
+        &self,
+        life: u64,
+        request: &WriteRequest<'_>,
+        data: &[u8],
+    ) -> Result<Rc<WriteTicket>, Refusal> {
+        let now = self.now();
+        self.controller().submit_write(life, request, data, now).map(Rc::new)
+    }
+
+    /// Carries what was accepted of a write, which begins at a byte of the buffer, to the storage.
+    pub(super) async fn carry(
+        &self,
+        ticket: &Rc<WriteTicket>,
+        buf: AlignedBuf,
+        from: usize,
+    ) -> (io::Result<()>, AlignedBuf) {
+        let Some(ring) = self.ring.as_ref().filter(|_| ticket.end > ticket.start) else {
+            return (Ok(()), buf);
+        };
+        let (ring, shared, ticket) = (Rc::clone(ring), Arc::clone(&self.shared), Rc::clone(ticket));
+        let at = self.offset(ticket.chunk, ticket.start);
+        let part = from..from + self.bytes(ticket.end - ticket.start);
+        monoio::spawn(async move {
+            let sector_bytes = shared.geometry.sector_bytes;
+            let (ended, buf) = ring.write_whole(buf, part.clone(), at, sector_bytes).await;
+            shared.controller().land(&ticket, &buf[part], &ended);
+            shared.wake_waiting();
+            (ended, buf)
+        })
+        .await
+    }
+
+    /// What remains of a write once its data was carried.
+    pub(super) async fn end_write(
+        &self,
+        ticket: &WriteTicket,
+        carried: io::Result<()>,
+    ) -> Result<u32, Refusal> {
+        self.controller().check_life(ticket.life)?;
+        carried.map_err(Refusal::Io)?;
+        if ticket.durable && ticket.end > ticket.start {
+            poll_fn(|context| self.poll_landed(ticket, context)).await;
+            self.sync().await?;
+        }
+        self.pause(ticket.wait).await;
+        self.controller().complete_write(ticket)
+    }
+
+    fn poll_landed(&self, ticket: &WriteTicket, context: &mut Context<'_>) -> Poll<()> {
+        // The waker is in place before the look, so that no landing between the two is missed.
+        self.shared.waiting.lock().expect("nothing panics in here").push(context.waker().clone());
+        if self.controller().may_complete(ticket) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Makes the file durable, if there is one. Once that failed, it fails for ever: the kernel reports a lost write
+    /// once and then forgets it.
+    async fn sync(&self) -> Result<(), Refusal> {
+        let Some(ring) = &self.ring else {
+            return Ok(());
+        };
+        let broken = self.controller().broken;
+        if let Some(kind) = broken {
+            return Err(Refusal::Io(kind.into()));
+        }
+        let synced = match ring.get() {
+            Ok(file) => file.sync_data().await,
+            Err(error) => Err(error),
+        };
+        synced.map_err(|error| {
+            self.controller().broken = Some(error.kind());
+            Refusal::Io(error)
+        })
+    }
+
+    pub(super) fn submit_read(
+        &self,
+        life: u64,
+        chunk: u32,
+        sector: u32,
+        bytes: usize,
+    ) -> Result<ReadTicket, Refusal> {
+        let now = self.now();
+        self.controller().submit_read(life, chunk, sector, bytes, now)
+    }
+
+    /// Brings what a read asked for into a part of the buffer.
+    pub(super) async fn end_read(
+        &self,
+        ticket: &ReadTicket,
+        mut buf: AlignedBuf,
+        part: Range<usize>,
+    ) -> (Result<(), Refusal>, AlignedBuf) {
+        if let Some(ring) = &self.ring {
+            let at = self.offset(ticket.chunk, ticket.sector);
+            let sector_bytes = self.shared.geometry.sector_bytes;
+            let (result, back) = ring.read_whole(buf, part.clone(), at, sector_bytes).await;
+            buf = back;
+            if let Err(error) = result {
+                return (Err(Refusal::Io(error)), buf);
+            }
+        }
+        self.pause(ticket.wait).await;
+        let result = self.controller().complete_read(ticket, &mut buf[part]);
+        (result, buf)
+    }
+
+    pub(super) fn submit_reset(&self, life: u64, chunk: u32) -> Result<ResetTicket, Refusal> {
+        let now = self.now();
+        self.controller().submit_reset(life, chunk, now)
+    }
+
+    pub(super) async fn end_reset(&self, ticket: &ResetTicket) -> Result<(), Refusal> {
+        self.pause(ticket.wait).await;
+        self.controller().complete_reset(ticket)
+    }
+
+    /// Flushes the chunks of some units.
+    pub(super) async fn flush(&self, life: u64, units: &Range<u32>) -> Result<(), Refusal> {
+        let ticket = self.controller().submit_flush(life, units)?;
+        self.sync().await?;
+        self.pause(ticket.wait).await;
+        self.controller().complete_flush(&ticket)
+    }
+}
+
+/// Pending so many times, waking itself.
+struct Yields(u32);
+
+impl Future for Yields {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.0 == 0 {
+            return Poll::Ready(());
+        }
+        self.0 -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
