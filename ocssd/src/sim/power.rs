@@ -184,13 +184,10 @@ impl Device {
         }
         let durable = state.cells[index].write_pointer;
         let end = |(sector, data): &(u32, Vec<u8>)| sector + (data.len() / sector_bytes) as u32;
-        let completed = writes.iter().map(end).max().unwrap_or(0).max(durable);
         // What is below the sector that failed was programmed, or that one could not have been tried.
         let failed = state.cells[index].failure.take().is_some();
         let floor = match state.cells[index].state {
-            ChunkState::Open if !self.options.protected_buffer && !failed => {
-                durable.min(self.programmed(completed))
-            }
+            ChunkState::Open if !self.options.protected_buffer && !failed => self.programmed(durable),
             _ => durable,
         };
         if !reset_lost {

@@ -135,7 +135,7 @@ impl Device {
         state.cells[chunk.0 as usize].failure = failure;
     }
 
-    /// How far a chunk is programmed whose writes completed up to `sector`, at the least.
+    /// How far a chunk is programmed that was written up to `sector`, at the least.
     pub(super) fn programmed(&self, sector: u32) -> u32 {
         sector.saturating_sub(self.geometry.mw_cunits).next_multiple_of(self.geometry.ws_min)
     }

@@ -5,6 +5,7 @@
 //! 10,000 of each.
 
 mod driver;
+mod flash;
 mod liar;
 mod model;
 mod rig;
@@ -15,6 +16,7 @@ use std::env;
 
 use terrane_ocssd::sim::Fault;
 
+use crate::flash::FlashRig;
 use crate::model::Tally;
 use crate::rig::Rig;
 use crate::sim::SimRig;
@@ -107,4 +109,16 @@ fn tracking_with_faults() {
     assert!(tally.hidden_lost > 10 && tally.resets_lost > 10, "{tally:?}");
     met(&tally, &FAULTS);
     met(&tally, &[Fault::FailedProgram, Fault::EarlyClose, Fault::HighEcc]);
+}
+
+#[test]
+fn flash() {
+    let Some(tally) = endure("flash", FlashRig::sound) else { return };
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+}
+
+#[test]
+fn flash_that_wears_out() {
+    let Some(tally) = endure("flash_that_wears_out", FlashRig::wearing) else { return };
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
 }

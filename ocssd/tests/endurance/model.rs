@@ -4,8 +4,8 @@
 //! that destroys data struck at that very sector; and even then nothing that is wrong passes for right.
 //!
 //! - A flush covers what completed before it was submitted; a durable write only itself.
-//! - The last `mw_cunits` sectors of an open chunk are not covered, unless the buffer is protected; but what a write
-//!   pointer still covers after a cut is good.
+//! - The last `mw_cunits` sectors of an open chunk are not covered before something behind them is, unless the buffer
+//!   is protected; but what is below the write pointer after a cut is good.
 //! - A chunk that was reset owes nothing of its old life. Until the reset is durable a cut may bring that life back;
 //!   the sectors say so themselves.
 //!
@@ -66,10 +66,8 @@ struct Chunk {
     close_doomed: bool,
     /// The device took it out of use from this sector on, and may not have said so yet.
     failed_at: Option<u32>,
-    /// End of the durable write that was highest when the chunk failed.
-    overtaken_end: u32,
-    /// End of what had completed when the chunk failed: all below was programmed, but for the last `mw_cunits`.
-    completed_before: u32,
+    /// What [`Self::covered_end`] was when the chunk failed.
+    covered_before: u32,
     /// The device said that it is offline.
     offline_noticed: bool,
 }
@@ -156,8 +154,7 @@ impl Chunk {
             close_covered: false,
             close_doomed: false,
             failed_at: None,
-            overtaken_end: 0,
-            completed_before: 0,
+            covered_before: 0,
             offline_noticed: false,
         }
     }
@@ -175,8 +172,7 @@ impl Chunk {
         self.closed_at = None;
         self.close_covered = false;
         self.close_doomed = false;
-        self.overtaken_end = 0;
-        self.completed_before = 0;
+        self.covered_before = 0;
     }
 
     fn busy(&self) -> bool {
@@ -186,6 +182,18 @@ impl Chunk {
     /// End of the last sector that completed.
     fn completed_end(&self) -> u32 {
         self.end_of(|sector| sector.completed_at.is_some())
+    }
+
+    /// End of the last sector that is covered, or was before the chunk failed.
+    fn covered_end(&self) -> u32 {
+        self.covered_before.max(self.end_of(|sector| sector.covered))
+    }
+
+    /// End of what completed from the front on.
+    fn completed_prefix(&self) -> u32 {
+        let written = self.sectors[..self.pointer as usize].iter();
+        let in_flight = |sector: &Sector| sector.number.is_some() && sector.completed_at.is_none();
+        written.take_while(|sector| !in_flight(sector)).count() as u32
     }
 
     /// End of the last sector for which it holds.
@@ -202,7 +210,7 @@ impl Chunk {
     fn promised(&self, hidden: u32) -> impl Iterator<Item = u32> {
         let end = match self.closed_durably() {
             true => self.sectors.len() as u32,
-            false => self.completed_end().max(self.completed_before).saturating_sub(hidden),
+            false => self.covered_end().saturating_sub(hidden),
         };
         let promised = |sector: &u32| self.sectors[*sector as usize].is_owed();
         (0..end).filter(promised)
@@ -284,14 +292,16 @@ impl Model {
         self.chunks_where(|chunk| !chunk.is_offline() && !chunk.busy() && chunk.writes_in_flight == 0)
     }
 
-    /// Chunks that have something to read, and where that ends.
+    /// Chunks that have something to read, and where that ends. A host reads nothing that it was not told to be
+    /// there, nor behind that; a device may refuse it.
     pub(crate) fn readable(&self) -> Vec<(ChunkId, u32)> {
-        let end = |chunk: &Chunk| match chunk.phase {
-            _ if chunk.is_offline() || chunk.busy() => 0,
-            Phase::Known(ChunkState::Open) | Phase::Limbo(ChunkState::Open) => {
-                chunk.pointer.saturating_sub(self.geometry.mw_cunits)
+        let end = |chunk: &Chunk| {
+            if chunk.is_offline() || chunk.busy() {
+                return 0;
             }
-            _ => chunk.pointer,
+            let open = matches!(chunk.phase, Phase::Known(ChunkState::Open) | Phase::Limbo(ChunkState::Open));
+            let hidden = if open || chunk.writes_in_flight > 0 { self.geometry.mw_cunits } else { 0 };
+            chunk.completed_prefix().saturating_sub(hidden)
         };
         let with_end = |id: ChunkId| (id, end(&self.chunks[id.0 as usize]));
         self.chunks_where(|chunk| end(chunk) > 0).into_iter().map(with_end).collect()
@@ -378,8 +388,7 @@ impl Model {
         assert_eq!(state.failed_at, Some(end), "{chunk:?} failed without a fault");
         let lost = state.promised(at_stake).find(|sector| *sector >= end);
         assert_eq!(lost, None, "a durable sector of {chunk:?} is lost as it failed at {end}");
-        state.completed_before = state.completed_before.max(state.completed_end());
-        state.overtaken_end = state.overtaken_end.max(state.end_of(|sector| sector.covered));
+        state.covered_before = state.covered_end();
         for sector in &mut state.sectors[end as usize..] {
             sector.clear();
         }
@@ -764,7 +773,7 @@ impl Model {
         if chunk.close_covered || keeps_volatile && chunk.closed_at.is_some() {
             assert_eq!(state, ChunkState::Closed, "no longer closed: {info:?}, {chunk:?}");
         }
-        let covered_end = chunk.overtaken_end.max(chunk.end_of(|sector| sector.covered));
+        let covered_end = chunk.covered_end();
         for (at, sector) in (0..).zip(&mut chunk.sectors) {
             let completed = sector.completed_at.is_some();
             if at >= pointer {

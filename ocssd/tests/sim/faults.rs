@@ -656,6 +656,7 @@ fn what_was_written_behind_or_finished_survives_a_cut() {
         let behind = tracking(seed, 3);
         write(&behind, 0, 4, 1, Durability::Durable);
         write(&behind, 4, 3, 2, Durability::Volatile);
+        flush(&behind);
         cut(&behind);
         assert!(state(&behind).1 >= 4);
         let finished = tracking(seed, 3);
