@@ -1,5 +1,6 @@
 //! Rigs of the emulated flash: chunks that fail, close early and wear out at its own odds, and power cuts.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use rand::seq::IndexedRandom;
@@ -7,9 +8,11 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::flash::{Endurance, WearOdds};
 use terrane_ocssd::sim::Injected;
-use terrane_ocssd::{FlashDevice, FlashMedia, FlashOptions, Geometry};
+use terrane_ocssd::{
+    AlignedBuf, ChunkId, Durability, FlashDevice, FlashMedia, FlashOptions, Geometry, Media,
+};
 
-use crate::rig::{Promises, Rig};
+use crate::rig::{Promises, Rig, block_on, poll_once};
 
 pub(crate) struct FlashRig {
     media: FlashMedia,
@@ -99,5 +102,42 @@ impl Rig for FlashRig {
     fn take_faults(&mut self) -> Vec<Injected> {
         // What wears out says so in the results, and may excuse nothing that is durable.
         Vec::new()
+    }
+}
+
+/// Found by an endurance run: a write in flight kept a flush from covering what had completed behind it.
+#[test]
+fn flash_flushes_what_completed_behind_a_write_in_flight() {
+    behind_a_write_in_flight(0, 4..8, Durability::Volatile);
+}
+
+/// Found by an endurance run: the last sectors of a full chunk were held back while a write below them was in flight.
+#[test]
+fn flash_holds_nothing_back_of_a_full_chunk() {
+    behind_a_write_in_flight(4, 4..32, Durability::Durable);
+}
+
+fn behind_a_write_in_flight(mw_cunits: u32, sectors: Range<u32>, durability: Durability) {
+    for seed in 0..32 {
+        let mut rng = Pcg64Mcg::seed_from_u64(seed);
+        let options = options(&mut rng);
+        let geometry = Geometry { ws_min: 4, mw_cunits, max_open: 0, ..options.geometry };
+        let options = FlashOptions { geometry, protected_buffer: false, yields_max: 9, ..options };
+        let FlashRig { media } = FlashRig::new(options);
+        let bytes = |sectors: u32| AlignedBuf::zeroed((sectors * geometry.sector_bytes) as usize);
+        let below = bytes(sectors.start);
+        let mut in_flight = Box::pin(media.write(ChunkId(0), 0, below, Durability::Volatile));
+        if poll_once(in_flight.as_mut()).is_ready() {
+            continue;
+        }
+        let buf = bytes(sectors.end - sectors.start);
+        block_on(media.write(ChunkId(0), sectors.start, buf, durability)).0.unwrap();
+        if durability == Durability::Volatile {
+            block_on(media.flush()).unwrap();
+        }
+        drop(in_flight);
+        media.power_cut();
+        media.power_on();
+        assert_eq!(block_on(media.report()).unwrap()[0].write_pointer, sectors.end);
     }
 }

@@ -637,9 +637,11 @@ impl Model {
     pub(crate) fn reported(&mut self, report: &[ChunkInfo]) {
         for info in report {
             let chunk_sectors = self.geometry.chunk_sectors;
+            let tells_faults = self.promises.tells_faults;
             let chunk = self.chunk(info.id);
             let Phase::Known(state) = chunk.phase else { continue };
-            if chunk.busy() {
+            if chunk.busy() || chunk.writes_in_flight > 0 && !tells_faults {
+                // The device may know of a failure that the host was not told of yet.
                 continue;
             }
             assert_eq!(info.state, state, "{info:?} against {chunk:?}");

@@ -1,7 +1,7 @@
 //! What the driver needs of a kind of medium to send it through an endurance run.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -56,4 +56,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
             return value;
         }
     }
+}
+
+pub(crate) fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }
