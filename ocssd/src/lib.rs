@@ -36,6 +36,7 @@ mod probe;
 mod ring_file;
 pub mod sim;
 pub mod superblock;
+pub mod volume;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
@@ -48,3 +49,4 @@ pub use media::{
 };
 pub use sim::{FaultRates, SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
+pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};

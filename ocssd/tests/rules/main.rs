@@ -5,3 +5,4 @@ mod contract;
 mod file;
 mod flash;
 mod sim;
+mod volume;
