@@ -23,6 +23,8 @@ pub(super) struct Cells {
     /// State as the platter has it. Only a device that tracks write pointers uses this and the next.
     pub(super) state: ChunkState,
     pub(super) write_pointer: u32,
+    /// What outlived a power cut is programmed, though the chunk be open.
+    pub(super) programmed: u32,
     /// Sectors that fail every read.
     pub(super) unreadable: BTreeSet<u32>,
     /// Why the chunk takes no more writes before its next reset.
@@ -52,6 +54,7 @@ impl Cells {
             cache: Vec::new(),
             state: ChunkState::Free,
             write_pointer: 0,
+            programmed: 0,
             unreadable: BTreeSet::new(),
             failure: None,
         }
@@ -140,6 +143,7 @@ impl Cells {
     pub(super) fn settle_reset(&mut self, options: &SimOptions) {
         self.state = ChunkState::Free;
         self.write_pointer = 0;
+        self.programmed = 0;
         if !options.stale {
             self.platter.clear();
         }
@@ -174,6 +178,7 @@ impl Cells {
             above.fill(0);
         }
         self.write_pointer = sector;
+        self.programmed = self.programmed.min(sector);
         self.state = if sector == 0 { ChunkState::Free } else { ChunkState::Open };
     }
 

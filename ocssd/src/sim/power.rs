@@ -2,7 +2,7 @@
 //!
 //! Of a chunk that is open for certain, a device that programs late ([`Geometry::mw_cunits`]) and does not protect its
 //! buffer loses the last sectors below its write pointer as well, though a flush or a durable write covered them: the
-//! write pointer falls back over them, and what it does not fall back over is good.
+//! write pointer falls back over them, and what it does not fall back over is good, for good.
 //!
 //! Each write meets one of three fates, so that whole losses and whole survivals are as likely as a mix:
 //! a host that is wrong in one of them is found in few seeds.
@@ -187,7 +187,9 @@ impl Device {
         // What is below the sector that failed was programmed, or that one could not have been tried.
         let failed = state.cells[index].failure.take().is_some();
         let floor = match state.cells[index].state {
-            ChunkState::Open if !self.options.protected_buffer && !failed => self.programmed(durable),
+            ChunkState::Open if !self.options.protected_buffer && !failed => {
+                self.programmed(durable).max(state.cells[index].programmed)
+            }
             _ => durable,
         };
         if !reset_lost {
@@ -212,6 +214,7 @@ impl Device {
                 }
             }
         }
+        state.cells[index].programmed = pointer;
         if finished && pointer == submitted && state.keeps(fate) {
             state.cells[index].state = ChunkState::Closed;
         }

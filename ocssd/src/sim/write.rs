@@ -124,7 +124,11 @@ impl Device {
         }
         let failure = if state.strikes(Fault::FailedProgram) {
             let unit = self.geometry.ws_min;
-            let first = if self.options.protected_buffer { start } else { self.programmed(start) };
+            let first = match self.options.protected_buffer {
+                true => start,
+                // After a reset that is not durable, what is programmed is of the life before it.
+                false => self.programmed(start).max(state.cells[chunk.0 as usize].programmed).min(start),
+            };
             let sector = first + state.rng.random_range(0..(start + sectors - first) / unit) * unit;
             Some(Failure { fault: Fault::FailedProgram, sector, reported: false })
         } else if state.strikes(Fault::EarlyClose) {

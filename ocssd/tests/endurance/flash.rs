@@ -79,6 +79,7 @@ impl Rig for FlashRig {
             tracks_pointers: true,
             restart_keeps_volatile: true,
             flush_covers_resets: true,
+            keeps_open: true,
             tells_faults: false,
         }
     }

@@ -11,6 +11,7 @@ mod model;
 mod rig;
 mod sector;
 mod sim;
+mod volume;
 
 use std::env;
 
@@ -20,6 +21,7 @@ use crate::flash::FlashRig;
 use crate::model::Tally;
 use crate::rig::Rig;
 use crate::sim::SimRig;
+use crate::volume::VolumeRig;
 
 /// Runs of each kind where nobody says how many: a second or a few for each.
 const RUNS: u64 = 1000;
@@ -120,5 +122,17 @@ fn flash() {
 #[test]
 fn flash_that_wears_out() {
     let Some(tally) = endure("flash_that_wears_out", FlashRig::wearing) else { return };
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+}
+
+#[test]
+fn volume_over_sim() {
+    let Some(tally) = endure("volume_over_sim", VolumeRig::over_sim) else { return };
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+}
+
+#[test]
+fn volume_over_flash() {
+    let Some(tally) = endure("volume_over_flash", VolumeRig::over_flash) else { return };
     assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
 }

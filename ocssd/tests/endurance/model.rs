@@ -66,10 +66,20 @@ struct Chunk {
     close_doomed: bool,
     /// The device took it out of use from this sector on, and may not have said so yet.
     failed_at: Option<u32>,
+    /// Where the write pointer came back after the last cut: what is below has been programmed.
+    survived: u32,
     /// What [`Self::covered_end`] was when the chunk failed.
     covered_before: u32,
     /// The device said that it is offline.
     offline_noticed: bool,
+}
+
+/// How a medium came to be opened again.
+#[derive(Debug, Clone, Copy)]
+struct Opening {
+    power_lost: bool,
+    /// What had completed is there, though nothing covered it.
+    keeps_volatile: bool,
 }
 
 /// A write on its way.
@@ -154,6 +164,7 @@ impl Chunk {
             close_covered: false,
             close_doomed: false,
             failed_at: None,
+            survived: 0,
             covered_before: 0,
             offline_noticed: false,
         }
@@ -210,7 +221,7 @@ impl Chunk {
     fn promised(&self, hidden: u32) -> impl Iterator<Item = u32> {
         let end = match self.closed_durably() {
             true => self.sectors.len() as u32,
-            false => self.covered_end().saturating_sub(hidden),
+            false => self.covered_end().saturating_sub(hidden).max(self.survived),
         };
         let promised = |sector: &u32| self.sectors[*sector as usize].is_owed();
         (0..end).filter(promised)
@@ -530,6 +541,7 @@ impl Model {
         state.reset_at = None;
         state.reset_covered = false;
         state.reset_doomed = false;
+        state.survived = 0;
         state.reopen();
         for sector in &mut state.sectors {
             sector.clear();
@@ -657,13 +669,14 @@ impl Model {
     /// Power came back, and the medium reports this.
     pub(crate) fn power_returned(&mut self, report: &[ChunkInfo]) {
         self.tally.cuts += 1;
-        self.opened(report, false);
+        self.opened(report, Opening { power_lost: true, keeps_volatile: false });
     }
 
     /// The host came back, while the medium had power.
     pub(crate) fn restarted(&mut self, report: &[ChunkInfo]) {
         self.tally.restarts += 1;
-        self.opened(report, self.promises.restart_keeps_volatile);
+        let keeps_volatile = self.promises.restart_keeps_volatile;
+        self.opened(report, Opening { power_lost: false, keeps_volatile });
     }
 
     /// Whether a fault is why nothing can be done.
@@ -671,7 +684,7 @@ impl Model {
         self.power_was_cut
     }
 
-    fn opened(&mut self, report: &[ChunkInfo], keeps_volatile: bool) {
+    fn opened(&mut self, report: &[ChunkInfo], opening: Opening) {
         assert_eq!(report.len(), self.chunks.len());
         self.power_was_cut = false;
         for (index, info) in report.iter().enumerate() {
@@ -688,9 +701,9 @@ impl Model {
                 continue;
             }
             if self.promises.tracks_pointers {
-                self.opened_with_pointer(info, keeps_volatile);
+                self.opened_with_pointer(info, opening);
             } else {
-                self.opened_without_pointer(info, keeps_volatile);
+                self.opened_without_pointer(info, opening.keeps_volatile);
             }
             let now = self.tick();
             let chunk = &mut self.chunks[index];
@@ -700,7 +713,7 @@ impl Model {
             for sector in chunk.sectors.iter_mut().filter(|sector| sector.number.is_some()) {
                 sector.completed_at.get_or_insert(now);
                 // The cache in which it was doomed is gone.
-                sector.doomed &= keeps_volatile;
+                sector.doomed &= opening.keeps_volatile;
             }
         }
     }
@@ -722,7 +735,8 @@ impl Model {
     }
 
     /// A device that tracks write pointers: below them is what was written.
-    fn opened_with_pointer(&mut self, info: &ChunkInfo, keeps_volatile: bool) {
+    fn opened_with_pointer(&mut self, info: &ChunkInfo, opening: Opening) {
+        let Opening { power_lost, keeps_volatile } = opening;
         let at_stake = self.at_stake();
         let geometry = self.geometry;
         let now = self.tick();
@@ -741,7 +755,7 @@ impl Model {
             if state == ChunkState::Free {
                 // The reset happened.
                 chunk.reset_at = Some(now);
-                chunk.reset_covered = !keeps_volatile;
+                chunk.reset_covered = power_lost;
                 chunk.failed_at = None;
                 chunk.reopen();
                 chunk.phase = Phase::Known(state);
@@ -768,7 +782,8 @@ impl Model {
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
         let padded = chunk.closed_at.is_some() || chunk.finishing;
         assert!(padded || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
-        let finished = padded || chunk.failed_at.is_some() || !self.promises.tells_faults;
+        let Promises { keeps_open, tells_faults, .. } = self.promises;
+        let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
         if state == ChunkState::Closed {
             assert!(pointer == geometry.chunk_sectors || finished, "closed by nobody: {info:?}");
         }
@@ -800,9 +815,10 @@ impl Model {
             chunk.reopen();
             chunk.failed_at = None;
         }
-        if !keeps_volatile {
+        if power_lost {
             // What a cut left is on the medium.
             chunk.reset_covered = true;
+            chunk.survived = pointer;
             chunk.close_covered = state == ChunkState::Closed;
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct Promises {
     pub(crate) restart_keeps_volatile: bool,
     /// A flush covers the resets that completed before it.
     pub(crate) flush_covers_resets: bool,
+    /// A chunk that was open comes back open. Otherwise it may come back closed.
+    pub(crate) keeps_open: bool,
     /// [`Rig::take_faults`] tells every fault. Otherwise chunks may fail, close and die without a word in it, which they
     /// may not take as an excuse for losing what is durable.
     pub(crate) tells_faults: bool,

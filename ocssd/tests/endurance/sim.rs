@@ -105,6 +105,7 @@ impl Rig for SimRig {
             tracks_pointers: !self.conventional,
             restart_keeps_volatile: true,
             flush_covers_resets: true,
+            keeps_open: true,
             tells_faults: true,
         }
     }
