@@ -66,6 +66,7 @@ pub use media::{
 pub use scrubber::{Scrubber, Step, Verdict};
 pub use nvme::NamespaceError;
 pub use sim::{SimMedia, SimOptions};
+pub use sim::{FaultRates, SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
 pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};
 pub use zoned::{ZonedDevice, ZonedMedia, ZonedShape, ZonedSlice};
