@@ -284,17 +284,17 @@ pub struct FileMedia {
 
 /// A descriptor that joins the thread's runtime at its first use, since there may be none before.
 #[derive(Debug)]
-struct RingFile {
+pub(crate) struct RingFile {
     unused: RefCell<Option<File>>,
     file: OnceCell<monoio::fs::File>,
 }
 
 impl RingFile {
-    fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { unused: RefCell::new(Some(file)), file: OnceCell::new() }
     }
 
-    fn get(&self) -> io::Result<&monoio::fs::File> {
+    pub(crate) fn get(&self) -> io::Result<&monoio::fs::File> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }

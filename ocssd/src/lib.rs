@@ -24,18 +24,25 @@
 //! ```
 
 pub mod buffer;
+mod chunk_order;
 mod chunk_table;
+mod claims;
+pub mod fdp;
 pub mod file;
 pub mod format;
 pub mod geometry;
 pub mod layout;
+mod line;
 mod lock;
 pub mod media;
+pub mod nvme;
 mod probe;
 pub mod sim;
 pub mod superblock;
+pub mod zoned;
 
 pub use buffer::AlignedBuf;
+pub use fdp::{FdpDevice, FdpMedia, FdpSlice};
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
@@ -43,5 +50,7 @@ pub use layout::{Layout, LayoutError};
 pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
+pub use nvme::NamespaceError;
 pub use sim::{SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
+pub use zoned::{ZonedDevice, ZonedMedia, ZonedShape, ZonedSlice};
