@@ -37,14 +37,14 @@ use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError};
 use crate::nvme::command::{Command, PlacementLog, deallocate_range};
 use crate::nvme::identify::{
-    CommandSet, HandleUse, PlacementConfiguration, PlacementHandle, PlacementStatistics, parse_handle_use,
-    parse_handles, placement_in_use,
+    CommandSet, HANDLE_BYTES, HANDLES_HEADER_BYTES, HandleUse, PlacementConfiguration, PlacementHandle,
+    PlacementStatistics, count_handles, parse_handle_use, parse_handles, placement_in_use,
 };
 use crate::nvme::namespace::{NamespaceError, Passthrough};
 use crate::nvme::ring::{DEPTH, Ring};
 use crate::nvme::status::Fault;
 
-/// Bytes asked of the logs and of the handles' status: enough for 127 handles, and any configuration seen.
+/// Bytes asked of the logs: enough for 500 handles, and any configuration seen.
 const LOG_BYTES: u32 = 4096;
 
 /// Bytes of the best write, where the device does not say: large enough to keep several dies busy.
@@ -111,10 +111,7 @@ impl FdpDevice {
         let log = Command::placement_log(PlacementLog::Configurations, group, LOG_BYTES);
         namespace.admin("read the placement configurations of", log, &mut answer)?;
         let configuration = PlacementConfiguration::parse(&answer, index).map_err(namespace.bad_answer())?;
-        answer.fill(0);
-        let status = Command::handle_status(namespace.nsid, LOG_BYTES);
-        namespace.io("ask for the placement handles of", status, &mut answer)?;
-        let handles = parse_handles(&answer).map_err(namespace.bad_answer())?;
+        let handles = handles_of(&namespace)?;
         if handles.is_empty() {
             return Err(no_placement(owned(), "the namespace was made without"));
         }
@@ -257,6 +254,20 @@ impl FdpDevice {
     fn no_slice(&self, reason: &'static str) -> NamespaceError {
         NamespaceError::Slice { path: self.path().to_path_buf(), reason }
     }
+}
+
+/// The placement handles of a namespace. Asked for twice: first how many, then for exactly those, since a device may
+/// refuse a buffer that it cannot fill.
+fn handles_of(namespace: &Passthrough) -> Result<Vec<PlacementHandle>, NamespaceError> {
+    let ask = |bytes: usize| {
+        let mut answer = vec![0; bytes];
+        let status = Command::handle_status(namespace.nsid, bytes as u32);
+        namespace.io("ask for the placement handles of", status, &mut answer)?;
+        Ok(answer)
+    };
+    let count = count_handles(&ask(HANDLES_HEADER_BYTES)?).map_err(namespace.bad_answer())?;
+    let answer = ask(HANDLES_HEADER_BYTES + usize::from(count) * HANDLE_BYTES)?;
+    parse_handles(&answer).map_err(namespace.bad_answer())
 }
 
 fn no_placement(path: PathBuf, reason: &'static str) -> NamespaceError {

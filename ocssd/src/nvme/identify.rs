@@ -344,11 +344,17 @@ pub struct PlacementHandle {
     pub unit_blocks_left: u64,
 }
 
+/// How many handles the answer to [`Command::handle_status`](super::command::Command::handle_status) would have if
+/// there was room.
+pub fn count_handles(bytes: &[u8]) -> Result<u16, IdentifyError> {
+    Answer { structure: "status of placement handles", bytes }.u16(14)
+}
+
 /// The handles in the answer to [`Command::handle_status`](super::command::Command::handle_status).
 pub fn parse_handles(bytes: &[u8]) -> Result<Vec<PlacementHandle>, IdentifyError> {
     let answer = Answer { structure: "status of placement handles", bytes };
     let room = bytes.len().saturating_sub(HANDLES_HEADER_BYTES) / HANDLE_BYTES;
-    let count = usize::from(answer.u16(14)?).min(room);
+    let count = usize::from(count_handles(bytes)?).min(room);
     (0..count)
         .map(|index| {
             let at = HANDLES_HEADER_BYTES + index * HANDLE_BYTES;
@@ -610,6 +616,7 @@ mod tests {
             let _ = parse_zones(&bytes);
             let _ = PlacementConfiguration::parse(&bytes, index);
             let _ = placement_in_use(word);
+            let _ = count_handles(&bytes);
             let _ = parse_handles(&bytes);
             let _ = parse_handle_use(&bytes);
             if let Ok(found) = PlacementStatistics::parse(&bytes) {
