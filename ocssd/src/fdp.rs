@@ -35,10 +35,12 @@ use crate::chunk_table::ChunkTable;
 use crate::claims::{Claim, Claims};
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError};
-use crate::nvme::command::{Command, PlacementLog, deallocate_range};
+use crate::nvme::command::{
+    Command, DEALLOCATE_RANGE_BYTES, IDENTIFY_BYTES, Identify, PlacementLog, deallocate_range,
+};
 use crate::nvme::identify::{
-    CommandSet, HANDLE_BYTES, HANDLES_HEADER_BYTES, HandleUse, PlacementConfiguration, PlacementHandle,
-    PlacementStatistics, count_handles, parse_handle_use, parse_handles, placement_in_use,
+    CommandSet, DeallocateLimits, HANDLE_BYTES, HANDLES_HEADER_BYTES, HandleUse, PlacementConfiguration,
+    PlacementHandle, PlacementStatistics, count_handles, parse_handle_use, parse_handles, placement_in_use,
 };
 use crate::nvme::namespace::{NamespaceError, Passthrough};
 use crate::nvme::ring::{DEPTH, Ring};
@@ -74,6 +76,7 @@ struct Shared {
     chunks: u32,
     chunk_sectors: u32,
     handles: Vec<PlacementHandle>,
+    deallocate: DeallocateLimits,
     claims: Arc<Claims>,
     /// A flush failed: what the device's cache held may be lost, whichever slice it was of.
     flush_failed: AtomicBool,
@@ -111,6 +114,10 @@ impl FdpDevice {
         let log = Command::placement_log(PlacementLog::Configurations, group, LOG_BYTES);
         namespace.admin("read the placement configurations of", log, &mut answer)?;
         let configuration = PlacementConfiguration::parse(&answer, index).map_err(namespace.bad_answer())?;
+        // A controller that does not know the question has no limits to tell.
+        let limits = namespace.identify(Identify::NvmController);
+        let limits = limits.unwrap_or_else(|_| vec![0; IDENTIFY_BYTES as usize]);
+        let deallocate = DeallocateLimits::parse(&limits).map_err(namespace.bad_answer())?;
         let handles = handles_of(&namespace)?;
         if handles.is_empty() {
             return Err(no_placement(owned(), "the namespace was made without"));
@@ -128,8 +135,16 @@ impl FdpDevice {
             return Err(no_placement(owned(), "it is smaller than one reclaim unit"));
         }
         let (claims, flush_failed) = (Arc::default(), AtomicBool::default());
-        let shared =
-            Shared { namespace, configuration, chunks, chunk_sectors, handles, claims, flush_failed };
+        let shared = Shared {
+            namespace,
+            configuration,
+            chunks,
+            chunk_sectors,
+            handles,
+            deallocate,
+            claims,
+            flush_failed,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -465,6 +480,21 @@ impl FdpMedia {
         }
     }
 
+    /// Deallocates a whole chunk.
+    async fn deallocate(&self, chunk: ChunkId) -> Result<(), Fault> {
+        let limits = self.device.shared.deallocate;
+        for ranges in limits.commands(self.lba(chunk, 0), self.geometry.chunk_sectors) {
+            let mut buf = AlignedBuf::zeroed(ranges.len() * DEALLOCATE_RANGE_BYTES);
+            for (place, (lba, blocks)) in buf.chunks_mut(DEALLOCATE_RANGE_BYTES).zip(&ranges) {
+                place.copy_from_slice(&deallocate_range(*lba, *blocks));
+            }
+            let command = Command::deallocate(self.nsid, ranges.len() as u32);
+            let (result, _) = self.ring.transfer(1, buf, 0, |_| command).await;
+            result.map_err(|failed| failed.fault)?;
+        }
+        Ok(())
+    }
+
     /// Writes all parts at once. A failure says the first sector of the first part that failed.
     async fn write_sectors(
         &self,
@@ -553,17 +583,14 @@ impl Media for FdpMedia {
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
         self.table.borrow_mut().begin_reset(chunk)?;
         self.count(|counters| counters.resets += 1);
-        let range = deallocate_range(self.lba(chunk, 0), self.geometry.chunk_sectors);
-        let mut buf = AlignedBuf::zeroed(range.len());
-        buf.copy_from_slice(&range);
-        let (result, _) = self.ring.transfer(1, buf, 0, |_| Command::deallocate(self.nsid)).await;
+        let result = self.deallocate(chunk).await;
         self.table.borrow_mut().end_reset(chunk, result.is_ok());
         if result.is_ok() {
             let mut placement = self.placement.borrow_mut();
             placement.end(chunk);
             placement.expected[chunk.0 as usize] = LifetimeClass::default();
         }
-        result.map(drop).map_err(|failed| failed.fault.at("reset", chunk, 0))
+        result.map_err(|fault| fault.at("reset", chunk, 0))
     }
 
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {
