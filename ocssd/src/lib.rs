@@ -39,11 +39,11 @@ pub mod layout;
 mod line;
 mod lock;
 pub mod media;
-pub mod policy;
 pub mod nvme;
+pub mod policy;
 mod probe;
-pub mod scrubber;
 mod ring_file;
+pub mod scrubber;
 pub mod sim;
 pub mod superblock;
 pub mod volume;
@@ -63,9 +63,8 @@ pub use layout::{Layout, LayoutError};
 pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
-pub use scrubber::{Scrubber, Step, Verdict};
 pub use nvme::NamespaceError;
-pub use sim::{SimMedia, SimOptions};
+pub use scrubber::{Scrubber, Step, Verdict};
 pub use sim::{FaultRates, SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};
 pub use volume::{OpenMode, Volume, VolumeError, VolumeOptions, VolumeStatus};
