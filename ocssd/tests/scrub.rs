@@ -302,7 +302,7 @@ fn who_has_nothing_to_read_claims_nothing() {
     }
     assert_eq!(bench.step().unwrap(), Step::Idle);
     let half = Cost { bytes: 4_096, operations: 1 };
-    assert_eq!(bench.budget.borrow().next_ready(s(0), CLEANING, half), Some(Duration::from_millis(20_480)));
+    assert_eq!(bench.budget.borrow().next_ready(s(1), CLEANING, half), Some(Duration::from_millis(20_480)));
 }
 
 #[test]
