@@ -74,8 +74,9 @@ pub struct SegmentWear {
     pub wear: u32,
     /// Bytes of it that are alive and would be copied.
     pub live_bytes: u64,
-    /// Bytes the device took since a user wrote the youngest of its data. Moving data does not make it younger: static
-    /// data that was moved once can be moved again.
+    /// Bytes the device took since a user wrote the youngest of its data, or since the segment was sealed if only that
+    /// is known: then static data that was just moved cannot be moved again before it is
+    /// [cold](WearPolicy::cold_permille) once more.
     pub age_bytes: u64,
 }
 
