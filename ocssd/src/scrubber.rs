@@ -60,7 +60,8 @@ pub struct Scrubber {
 }
 
 impl Scrubber {
-    /// Reads as `scrub` says, at the cost of `consumer` in the budget.
+    /// Reads as `scrub` says, at the cost of `consumer` in the budget. A read of `read_sectors_max` should fit what the
+    /// budget [guarantees](Budget::guaranteed) it, or the interval depends on the others' restraint.
     pub fn new(scrub: Scrub, consumer: ConsumerId) -> Self {
         Self { scrub: RefCell::new(scrub), buffer: RefCell::new(None), consumer }
     }

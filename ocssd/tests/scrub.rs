@@ -283,6 +283,28 @@ fn the_budget_holds_and_the_scrub_gets_its_share() {
     assert!((s(least)..=s(6_554)).contains(&bench.now), "{:?}", bench.now);
 }
 
+/// Without the withdrawal, equals of the scrub would leave tokens to one who no longer wants them.
+#[test]
+fn who_has_nothing_to_read_claims_nothing() {
+    let bench = Bench::new(200, 0);
+    let equal = |name| Consumer { name, priority: 0, share_permille: 0 };
+    let options = BudgetOptions {
+        rate: Rate { bytes_per_s: 200, operations_per_s: 1_000 },
+        burst: Cost { bytes: 8_192, operations: 1_000 },
+        consumers: vec![equal("cleaning"), equal("scrub")],
+    };
+    let all = Cost { bytes: 8_192, operations: 1 };
+    bench.budget.replace(Budget::new(&options, s(0)).unwrap());
+    bench.budget.borrow_mut().try_take(s(0), CLEANING, all).unwrap();
+    assert!(matches!(bench.step().unwrap(), Step::WaitUntil(_)));
+    for chunk in 0..CHUNKS {
+        bench.scrubber.reset(ChunkId(chunk));
+    }
+    assert_eq!(bench.step().unwrap(), Step::Idle);
+    let half = Cost { bytes: 4_096, operations: 1 };
+    assert_eq!(bench.budget.borrow().next_ready(s(1), CLEANING, half), Some(Duration::from_millis(20_480)));
+}
+
 #[test]
 fn lost_power_is_an_error_and_nothing_is_held_against_the_data() {
     let mut bench = Bench::new(1 << 20, 0);

@@ -497,6 +497,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lapsed_claim_reserves_nothing_beside_a_live_one() {
+        let mut budget = budget();
+        budget.try_take(ms(0), SNAPSHOT, bytes(400)).unwrap();
+        budget.try_take(ms(0), SNAPSHOT, bytes(400)).unwrap_err();
+        budget.try_take(ms(2_000), SCRUB, bytes(500)).unwrap();
+        budget.try_take(ms(2_000), CLEANING, bytes(600)).unwrap_err();
+        // Cleaning claims 100 common bytes, which come at 900 B/s; scrubbing's own come at 100 B/s.
+        assert_eq!(budget.next_ready(ms(2_000), SCRUB, bytes(60)), Some(ms(2_160)));
+    }
+
+    #[test]
     fn too_large_and_too_slow() {
         let mut budget = budget();
         let most = Cost { bytes: 500, operations: 500_000 };

@@ -8,6 +8,15 @@
 //! - Wear levelling copies nothing of its own accord. It tilts the choices that cleaning makes anyway, and at most
 //!   names one segment more (`docs/decisions/0006-host-managed-flash.md`).
 //! - A *chunk* here is whatever is erased as one: a chunk of the device, or a line of the volume.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`allocation`] | which free chunk a new segment takes |
+//! | [`wear`] | which victims cleaning prefers for the sake of wear, and which one more it takes |
+//! | [`endurance`] | how much life a chunk has left, and when it is not used any more |
+//! | [`refresh`] | what must be rewritten, and how soon |
+//! | [`scrub`] | what to read next in the background, and when |
+//! | [`budget`] | who may do how much background I/O, and when |
 
 pub mod allocation;
 pub mod budget;

@@ -711,6 +711,30 @@ mod tests {
         assert!(reads.iter().any(|(_, read)| read.chunk == ChunkId(0)));
     }
 
+    /// Without the rule the chunk would look as fresh as its last sectors, or start over for nothing.
+    #[test]
+    fn the_scrub_goes_on_where_others_stopped_unless_that_was_long_ago() {
+        for (read_at, first) in [(10, 0), (200, 40)] {
+            let mut scrub = scrub();
+            scrub.wrote(s(0), ChunkId(0), SECTORS);
+            scrub.read_elsewhere(s(read_at), ChunkId(0), 0, 40);
+            let Next::Read(read) = scrub.next(s(450)) else { panic!() };
+            assert_eq!(read.first, first, "read by others at {read_at}");
+        }
+    }
+
+    #[test]
+    fn a_check_that_others_finished_is_over() {
+        let mut scrub = scrub();
+        scrub.observe(s(0), &full(0..1));
+        let Next::Read(read) = scrub.next(s(0)) else { panic!() };
+        scrub.read_elsewhere(s(0), ChunkId(0), 0, SECTORS);
+        assert_eq!(scrub.complete(s(0), &read, Outcome::Good), None);
+        // The next one begins at the first sector.
+        let Next::Read(read) = scrub.next(s(400)) else { panic!() };
+        assert_eq!(read.first, 0);
+    }
+
     #[test]
     fn options_are_checked() {
         let with = |options| Scrub::new(&geometry(0), options, None, s(0)).map(|_| ());

@@ -74,8 +74,9 @@ pub struct SegmentWear {
     pub wear: u32,
     /// Bytes of it that are alive and would be copied.
     pub live_bytes: u64,
-    /// Bytes the device took since a user wrote the youngest of its data. Moving data does not make it younger: static
-    /// data that was moved once can be moved again.
+    /// Bytes the device took since a user wrote the youngest of its data, or since the segment was sealed if only that
+    /// is known: then static data that was just moved cannot be moved again before it is
+    /// [cold](WearPolicy::cold_permille) once more.
     pub age_bytes: u64,
 }
 
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn the_limit_follows_the_life_that_is_left() {
-        let policy = WearPolicy { rated_cycles: 1_000, spread_permille: 500, ..WearPolicy::default() };
+        let policy =
+            WearPolicy { rated_cycles: 1_000, spread_min: 3, spread_permille: 500, ..WearPolicy::default() };
         for (mean, limit) in [(0, 500), (500, 250), (990, 5), (994, 3), (1_000, 3), (2_000, 3)] {
             assert_eq!(policy.spread_limit(&stats(0, 0, mean)), limit, "at a mean of {mean}");
         }
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!(victim(&[]), None);
         assert_eq!(victim(&[segment(0, 90, 1, 500)]), None, "within the limit");
         assert_eq!(victim(&[segment(0, 89, 1, 500)]), Some(0), "beyond it");
-        assert_eq!(victim(&[segment(0, 20, 1, 99)]), None, "too young to be cold");
+        assert_eq!(victim(&[segment(0, 20, 1, 399)]), None, "too young to be cold");
         assert_eq!(victim(&[segment(0, 20, 1, 500), segment(1, 10, 1, 500)]), Some(1), "less worn");
         assert_eq!(victim(&[segment(0, 20, 2, 500), segment(1, 40, 1, 500)]), Some(1), "half the cost");
         assert_eq!(victim(&[segment(0, 20, 1, 500), segment(1, 20, 1, 600)]), Some(1), "older");
@@ -310,7 +312,7 @@ mod tests {
     }
 
     fn segments() -> impl Strategy<Value = Vec<SegmentWear>> {
-        prop::collection::vec((0u32..300, 0u64..8, 0u64..400), 0..30).prop_map(|list| {
+        prop::collection::vec((0u32..300, 0u64..8, 0u64..1_600), 0..30).prop_map(|list| {
             let number =
                 |(chunk, (wear, live, age)): (usize, (u32, u64, u64))| segment(chunk as u32, wear, live, age);
             list.into_iter().enumerate().map(number).collect()
@@ -331,7 +333,7 @@ mod tests {
             let victim = policy.static_victim(&segments, &stats, rest_wear, &traffic);
             let allowed = |segment: &SegmentWear| {
                 rest_wear > segment.wear + policy.spread_limit(&stats)
-                    && segment.age_bytes >= traffic.capacity_bytes
+                    && segment.age_bytes >= 4 * traffic.capacity_bytes
                     && traffic.levelled_bytes + segment.live_bytes <= 100 * MIB
             };
             match victim {
