@@ -35,16 +35,18 @@ use crate::chunk_table::ChunkTable;
 use crate::claims::{Claim, Claims};
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError};
-use crate::nvme::command::{Command, PlacementLog, deallocate_range};
+use crate::nvme::command::{
+    Command, DEALLOCATE_RANGE_BYTES, IDENTIFY_BYTES, Identify, PlacementLog, deallocate_range,
+};
 use crate::nvme::identify::{
-    CommandSet, HandleUse, PlacementConfiguration, PlacementHandle, PlacementStatistics, parse_handle_use,
-    parse_handles, placement_in_use,
+    CommandSet, DeallocateLimits, HANDLE_BYTES, HANDLES_HEADER_BYTES, HandleUse, PlacementConfiguration,
+    PlacementHandle, PlacementStatistics, count_handles, parse_handle_use, parse_handles, placement_in_use,
 };
 use crate::nvme::namespace::{NamespaceError, Passthrough};
 use crate::nvme::ring::{DEPTH, Ring};
 use crate::nvme::status::Fault;
 
-/// Bytes asked of the logs and of the handles' status: enough for 127 handles, and any configuration seen.
+/// Bytes asked of the logs: enough for 500 handles, and any configuration seen.
 const LOG_BYTES: u32 = 4096;
 
 /// Bytes of the best write, where the device does not say: large enough to keep several dies busy.
@@ -74,6 +76,7 @@ struct Shared {
     chunks: u32,
     chunk_sectors: u32,
     handles: Vec<PlacementHandle>,
+    deallocate: DeallocateLimits,
     claims: Arc<Claims>,
     /// A flush failed: what the device's cache held may be lost, whichever slice it was of.
     flush_failed: AtomicBool,
@@ -111,10 +114,11 @@ impl FdpDevice {
         let log = Command::placement_log(PlacementLog::Configurations, group, LOG_BYTES);
         namespace.admin("read the placement configurations of", log, &mut answer)?;
         let configuration = PlacementConfiguration::parse(&answer, index).map_err(namespace.bad_answer())?;
-        answer.fill(0);
-        let status = Command::handle_status(namespace.nsid, LOG_BYTES);
-        namespace.io("ask for the placement handles of", status, &mut answer)?;
-        let handles = parse_handles(&answer).map_err(namespace.bad_answer())?;
+        // A controller that does not know the question has no limits to tell.
+        let limits = namespace.identify(Identify::NvmController);
+        let limits = limits.unwrap_or_else(|_| vec![0; IDENTIFY_BYTES as usize]);
+        let deallocate = DeallocateLimits::parse(&limits).map_err(namespace.bad_answer())?;
+        let handles = handles_of(&namespace)?;
         if handles.is_empty() {
             return Err(no_placement(owned(), "the namespace was made without"));
         }
@@ -131,8 +135,16 @@ impl FdpDevice {
             return Err(no_placement(owned(), "it is smaller than one reclaim unit"));
         }
         let (claims, flush_failed) = (Arc::default(), AtomicBool::default());
-        let shared =
-            Shared { namespace, configuration, chunks, chunk_sectors, handles, claims, flush_failed };
+        let shared = Shared {
+            namespace,
+            configuration,
+            chunks,
+            chunk_sectors,
+            handles,
+            deallocate,
+            claims,
+            flush_failed,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -257,6 +269,20 @@ impl FdpDevice {
     fn no_slice(&self, reason: &'static str) -> NamespaceError {
         NamespaceError::Slice { path: self.path().to_path_buf(), reason }
     }
+}
+
+/// The placement handles of a namespace. Asked for twice: first how many, then for exactly those, since a device may
+/// refuse a buffer that it cannot fill.
+fn handles_of(namespace: &Passthrough) -> Result<Vec<PlacementHandle>, NamespaceError> {
+    let ask = |bytes: usize| {
+        let mut answer = vec![0; bytes];
+        let status = Command::handle_status(namespace.nsid, bytes as u32);
+        namespace.io("ask for the placement handles of", status, &mut answer)?;
+        Ok(answer)
+    };
+    let count = count_handles(&ask(HANDLES_HEADER_BYTES)?).map_err(namespace.bad_answer())?;
+    let answer = ask(HANDLES_HEADER_BYTES + usize::from(count) * HANDLE_BYTES)?;
+    parse_handles(&answer).map_err(namespace.bad_answer())
 }
 
 fn no_placement(path: PathBuf, reason: &'static str) -> NamespaceError {
@@ -454,6 +480,21 @@ impl FdpMedia {
         }
     }
 
+    /// Deallocates a whole chunk.
+    async fn deallocate(&self, chunk: ChunkId) -> Result<(), Fault> {
+        let limits = self.device.shared.deallocate;
+        for ranges in limits.commands(self.lba(chunk, 0), self.geometry.chunk_sectors) {
+            let mut buf = AlignedBuf::zeroed(ranges.len() * DEALLOCATE_RANGE_BYTES);
+            for (place, (lba, blocks)) in buf.chunks_mut(DEALLOCATE_RANGE_BYTES).zip(&ranges) {
+                place.copy_from_slice(&deallocate_range(*lba, *blocks));
+            }
+            let command = Command::deallocate(self.nsid, ranges.len() as u32);
+            let (result, _) = self.ring.transfer(1, buf, 0, |_| command).await;
+            result.map_err(|failed| failed.fault)?;
+        }
+        Ok(())
+    }
+
     /// Writes all parts at once. A failure says the first sector of the first part that failed.
     async fn write_sectors(
         &self,
@@ -542,17 +583,14 @@ impl Media for FdpMedia {
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
         self.table.borrow_mut().begin_reset(chunk)?;
         self.count(|counters| counters.resets += 1);
-        let range = deallocate_range(self.lba(chunk, 0), self.geometry.chunk_sectors);
-        let mut buf = AlignedBuf::zeroed(range.len());
-        buf.copy_from_slice(&range);
-        let (result, _) = self.ring.transfer(1, buf, 0, |_| Command::deallocate(self.nsid)).await;
+        let result = self.deallocate(chunk).await;
         self.table.borrow_mut().end_reset(chunk, result.is_ok());
         if result.is_ok() {
             let mut placement = self.placement.borrow_mut();
             placement.end(chunk);
             placement.expected[chunk.0 as usize] = LifetimeClass::default();
         }
-        result.map(drop).map_err(|failed| failed.fault.at("reset", chunk, 0))
+        result.map_err(|fault| fault.at("reset", chunk, 0))
     }
 
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {

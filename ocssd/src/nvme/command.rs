@@ -30,6 +30,9 @@ pub const IDENTIFY_BYTES: u32 = 4096;
 /// Bytes of one range of a dataset management command.
 pub const DEALLOCATE_RANGE_BYTES: usize = 16;
 
+/// Most ranges of one dataset management command.
+pub const DEALLOCATE_RANGES_MAX: u32 = 256;
+
 /// `cmd_op` of an I/O command through the ring: `NVME_URING_CMD_IO`.
 pub const URING_CMD_IO: u32 = 0xc048_4e80;
 
@@ -69,6 +72,8 @@ pub enum Identify {
     NamespaceDescriptors,
     /// What a zoned namespace adds.
     ZonedNamespace,
+    /// What a controller for ordinary namespaces adds: the limits of its deallocation among it.
+    NvmController,
     /// What a controller for zoned namespaces adds.
     ZonedController,
 }
@@ -148,10 +153,17 @@ impl Command {
         Self { opcode: 0x7a, nsid, data_bytes, dwords, ..Self::default() }
     }
 
-    /// Deallocates one range, which [`deallocate_range`] describes in the buffer.
-    pub fn deallocate(nsid: u32) -> Self {
-        let dwords = [0, DEALLOCATE, 0, 0, 0, 0];
-        Self { opcode: 0x09, nsid, data_bytes: DEALLOCATE_RANGE_BYTES as u32, dwords, ..Self::default() }
+    /// Deallocates `ranges` ranges, which [`deallocate_range`] describes in the buffer, one after the other.
+    pub fn deallocate(nsid: u32, ranges: u32) -> Self {
+        assert!((1..=DEALLOCATE_RANGES_MAX).contains(&ranges), "{ranges} ranges do not fit one command");
+        let dwords = [ranges - 1, DEALLOCATE, 0, 0, 0, 0];
+        Self {
+            opcode: 0x09,
+            nsid,
+            data_bytes: ranges * DEALLOCATE_RANGE_BYTES as u32,
+            dwords,
+            ..Self::default()
+        }
     }
 
     /// Lists the placement handles of the namespace and what is left of the unit of each ("Reclaim Unit Handle Status").
@@ -173,6 +185,7 @@ impl Command {
             Identify::Controller => (0x01, 0, 0),
             Identify::NamespaceDescriptors => (0x03, nsid, 0),
             Identify::ZonedNamespace => (0x05, nsid, ZONED_COMMAND_SET),
+            Identify::NvmController => (0x06, 0, 0),
             Identify::ZonedController => (0x06, 0, ZONED_COMMAND_SET),
         };
         let dwords = [about, command_set << 24, 0, 0, 0, 0];
@@ -215,7 +228,7 @@ impl Command {
     }
 }
 
-/// The buffer of [`Command::deallocate`]: `blocks` logical blocks from `lba`. Little-endian, as on the wire.
+/// One range in the buffer of [`Command::deallocate`]: `blocks` logical blocks from `lba`. Little-endian, as on the wire.
 pub fn deallocate_range(lba: u64, blocks: u32) -> [u8; DEALLOCATE_RANGE_BYTES] {
     let mut bytes = [0; DEALLOCATE_RANGE_BYTES];
     bytes[4..8].copy_from_slice(&blocks.to_le_bytes());
@@ -292,10 +305,10 @@ mod tests {
             00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
         );
         check(
-            Command::deallocate(9),
+            Command::deallocate(9, 2),
             &expect![[r#"
             09 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 10 00 00 00 00 00 00 00 04 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 20 00 00 00 01 00 00 00 04 00 00 00
             00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
         );
     }
@@ -383,6 +396,13 @@ mod tests {
             &expect![[r#"
             06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
             18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 05 00 00 00 00 00 00 02
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::NvmController),
+            &expect![[r#"
+            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 06 00 00 00 00 00 00 00
             00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
         );
         check(

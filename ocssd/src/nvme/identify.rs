@@ -7,6 +7,8 @@
 //! - Nothing the device says is trusted: every field is read with a bounds check, and numbers that make no sense
 //!   together are an [`IdentifyError`], never a panic, an overflow, or an allocation of their size.
 
+use super::command::DEALLOCATE_RANGES_MAX;
+
 /// Bytes of the header of a zone report, and of each zone after it.
 pub const ZONE_BYTES: usize = 64;
 
@@ -196,6 +198,37 @@ pub fn append_bytes_max(bytes: &[u8]) -> Result<Option<u64>, IdentifyError> {
     Ok(pages(answer.u8(0)?))
 }
 
+/// How much a controller deallocates with one command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeallocateLimits {
+    /// Most logical blocks of a range.
+    pub range_blocks: u32,
+    /// Most ranges of a command, each of that length.
+    pub ranges: u32,
+}
+
+impl DeallocateLimits {
+    /// From the identify structure of a controller for ordinary namespaces.
+    pub fn parse(bytes: &[u8]) -> Result<Self, IdentifyError> {
+        let answer = Answer { structure: "structure of a controller for ordinary namespaces", bytes };
+        let or_none = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        let ranges = or_none(answer.u8(3)?.into()).min(DEALLOCATE_RANGES_MAX.into());
+        let blocks = or_none(answer.u64(8)?);
+        let range_blocks = or_none(answer.u32(4)?.into()).min(u32::MAX.into()).min(blocks);
+        // At least one: a range is no longer than all.
+        let ranges = ranges.min(blocks / range_blocks);
+        Ok(Self { range_blocks: range_blocks as u32, ranges: ranges as u32 })
+    }
+
+    /// The ranges that cover `blocks` blocks from `lba`: for each command, its ranges.
+    pub fn commands(&self, lba: u64, blocks: u32) -> Vec<Vec<(u64, u32)>> {
+        let starts = (0..blocks).step_by(self.range_blocks as usize);
+        let ranges: Vec<_> =
+            starts.map(|start| (lba + u64::from(start), (blocks - start).min(self.range_blocks))).collect();
+        ranges.chunks(self.ranges as usize).map(<[_]>::to_vec).collect()
+    }
+}
+
 /// What a zoned namespace says beyond [`Namespace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ZonedNamespace {
@@ -344,11 +377,17 @@ pub struct PlacementHandle {
     pub unit_blocks_left: u64,
 }
 
+/// How many handles the answer to [`Command::handle_status`](super::command::Command::handle_status) would have if
+/// there was room.
+pub fn count_handles(bytes: &[u8]) -> Result<u16, IdentifyError> {
+    Answer { structure: "status of placement handles", bytes }.u16(14)
+}
+
 /// The handles in the answer to [`Command::handle_status`](super::command::Command::handle_status).
 pub fn parse_handles(bytes: &[u8]) -> Result<Vec<PlacementHandle>, IdentifyError> {
     let answer = Answer { structure: "status of placement handles", bytes };
     let room = bytes.len().saturating_sub(HANDLES_HEADER_BYTES) / HANDLE_BYTES;
-    let count = usize::from(answer.u16(14)?).min(room);
+    let count = usize::from(count_handles(bytes)?).min(room);
     (0..count)
         .map(|index| {
             let at = HANDLES_HEADER_BYTES + index * HANDLE_BYTES;
@@ -502,6 +541,22 @@ mod tests {
     }
 
     #[test]
+    fn a_large_range_is_deallocated_in_as_many_as_the_controller_wants() {
+        let limits = |fields: &[(usize, &[u8])]| DeallocateLimits::parse(&answer(4096, fields)).unwrap();
+        let none = limits(&[]);
+        assert_eq!((none.range_blocks, none.ranges), (u32::MAX, 256));
+        assert_eq!(none.commands(7, 1 << 30), [[(7, 1 << 30)]]);
+        let some = limits(&[(3, &[2]), (4, &[100])]);
+        assert_eq!(
+            some.commands(1000, 450),
+            [vec![(1000, 100), (1100, 100)], vec![(1200, 100), (1300, 100)], vec![(1400, 50)]]
+        );
+        // Of a command in all, and less than of a range.
+        assert_eq!(limits(&[(4, &[100]), (8, &[250])]), DeallocateLimits { range_blocks: 100, ranges: 2 });
+        assert_eq!(limits(&[(4, &[100]), (8, &[30])]), DeallocateLimits { range_blocks: 30, ranges: 1 });
+    }
+
+    #[test]
     fn zones_of_8_mib_and_their_limits() {
         let bytes = answer(
             4096,
@@ -606,10 +661,14 @@ mod tests {
             let _ = Namespace::parse(&bytes);
             let _ = Controller::parse(&bytes);
             let _ = append_bytes_max(&bytes);
+            if let Ok(limits) = DeallocateLimits::parse(&bytes) {
+                prop_assert!(limits.range_blocks > 0 && limits.ranges > 0);
+            }
             let _ = ZonedNamespace::parse(&bytes, index);
             let _ = parse_zones(&bytes);
             let _ = PlacementConfiguration::parse(&bytes, index);
             let _ = placement_in_use(word);
+            let _ = count_handles(&bytes);
             let _ = parse_handles(&bytes);
             let _ = parse_handle_use(&bytes);
             if let Ok(found) = PlacementStatistics::parse(&bytes) {

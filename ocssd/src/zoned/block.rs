@@ -5,9 +5,9 @@
 //! which [`ChunkOrder`](crate::chunk_order) sees to: a request that the ring cannot issue at once goes to a
 //! worker, and the next one would overtake it.
 //!
-//! Zones are managed by ioctl, which **blocks the shard's thread** until the device has done it: about as long as a
-//! write for a finish or a reset on the drives of today, once for each chunk that is erased. Passthrough does
-//! not have this cost.
+//! Zones are managed by ioctl, which **blocks the shard's thread** until the device has done it: once for each chunk
+//! that is erased, once for each that is finished early, and once to look at a zone whose write failed. The ring has
+//! no such operation. Passthrough does not have this cost.
 
 use std::fs::File;
 use std::io;
