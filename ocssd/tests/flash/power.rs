@@ -101,6 +101,42 @@ fn a_durable_write_saves_what_is_below_it() {
     assert_eq!(pointers(&options(), durable), BTreeSet::from([4, 8, 12, 16]));
 }
 
+/// Fails if a flush counts for what was written after it began, in a later life of the chunk.
+#[test]
+fn a_flush_covers_what_was_there_when_it_began() {
+    let mut left = BTreeSet::new();
+    for seed in 0..64 {
+        let media = whole(FlashOptions { seed, yields_max: 200, ..plain() });
+        write(&media, 1, 0, 16, 1).unwrap();
+        let other = media.clone();
+        let mut late = Box::pin(other.flush());
+        if block_on(poll_fn(|context| Poll::Ready(late.as_mut().poll(context).is_ready()))) {
+            continue;
+        }
+        reset(&media, 1).unwrap();
+        write(&media, 1, 0, 16, 2).unwrap();
+        block_on(late).unwrap();
+        cut(&media);
+        left.insert(state(&media, 1).1);
+    }
+    assert_eq!(left, BTreeSet::from([0, 4, 8, 12, 16]));
+}
+
+#[test]
+fn a_flush_is_of_its_own_slice() {
+    let lost = (0..64).any(|seed| {
+        let device = crate::harness::device(FlashOptions { seed, ..plain() });
+        let (first, second) = (device.slice(0, 2).unwrap(), device.slice(1, 2).unwrap());
+        write(&first, 1, 0, 16, 1).unwrap();
+        write(&second, 1, 0, 16, 1).unwrap();
+        flush(&second);
+        second.power_on();
+        assert_eq!(state(&second, 1).1, 16);
+        device.report()[1].write_pointer < 16
+    });
+    assert!(lost);
+}
+
 #[test]
 fn a_reset_under_way_was_done_or_not() {
     let mut outcomes = BTreeSet::new();
