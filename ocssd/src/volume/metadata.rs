@@ -16,13 +16,17 @@
 //!   be hidden. The newest record is taken only if a chunk that holds it has no damage behind it; one place may be
 //!   damaged as long as the other is not.
 //!
-//! After a start the next sequence skips one: a place that could not be read then may hold a record with it.
+//! A torn record may also come to light **later**: as long as its chunk is open the device hides its last sectors, and a
+//! start that did not see it goes on from the record before. So if a chunk is not written exactly to the end of its last
+//! record, a start writes a new record before it relies on the old one, and skips a sequence number with it, which beats
+//! whatever may be hidden.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::assignment::{Assignment, Tables};
 use super::error::VolumeError;
+use super::line::Blame;
 use super::record::{Found, METADATA_VERSION, Record};
 use super::shared::{Shared, State};
 use crate::buffer::AlignedBuf;
@@ -34,6 +38,8 @@ use crate::media::{ChunkInfo, ChunkState, Durability, Media, MediaError};
 pub(super) struct Place {
     pub(super) chunk: ChunkId,
     pub(super) next_sector: u32,
+    /// Whether anything may follow what is there.
+    appendable: bool,
 }
 
 /// Why no record can be written any more.
@@ -57,8 +63,8 @@ impl Failed {
 
 /// What stopped the write of a record.
 enum WriteError {
-    /// The chunk is bad.
-    Chunk,
+    /// The chunk is to blame.
+    Chunk(Blame),
     /// The device, or it did not say that the chunk is at fault.
     Device(MediaError),
 }
@@ -95,12 +101,10 @@ impl Places {
         }
     }
 
-    /// A chunk for metadata is not to be written on: what the next record makes of its place is up to [`choose`].
+    /// A chunk is not to be written on: the next record of its place goes to another one if there is one.
     pub(super) fn leave(&mut self, chunk: ChunkId) {
-        for place in &mut self.active {
-            if place.is_some_and(|place| place.chunk == chunk) {
-                *place = None;
-            }
+        for place in self.active.iter_mut().flatten().filter(|place| place.chunk == chunk) {
+            place.appendable = false;
         }
     }
 
@@ -133,6 +137,7 @@ fn choose(
 ) -> Option<(Place, bool)> {
     let current = places.active[index];
     if let Some(place) = current
+        && place.appendable
         && sectors <= chunk_sectors - place.next_sector
     {
         return Some((place, false));
@@ -142,7 +147,7 @@ fn choose(
     let own = places.candidates[index].iter().chain(&places.candidates[1 - index]).copied();
     let mut usable = own.filter(|chunk| Some(*chunk) != other && !defects.contains(chunk));
     let chunk = usable.clone().find(|chunk| Some(*chunk) != current).or_else(|| usable.next())?;
-    Some((Place { chunk, next_sector: 0 }, !places.free.contains(&chunk)))
+    Some((Place { chunk, next_sector: 0, appendable: true }, !places.free.contains(&chunk)))
 }
 
 impl<M: Media> Shared<M> {
@@ -229,7 +234,7 @@ impl<M: Media> Shared<M> {
         Ok(())
     }
 
-    /// Writes a record in one place. A chunk that fails is retired and another one taken.
+    /// Writes a record in one place. After a chunk that fails another one is taken.
     async fn append_record(&self, index: usize, bytes: &[u8], sequence: u64) -> Result<(), VolumeError> {
         let sectors = (bytes.len() / self.limits.sector_bytes) as u32;
         loop {
@@ -252,9 +257,10 @@ impl<M: Media> Shared<M> {
                         state.places.held[index] = sequence;
                         state.metadata_bytes += bytes.len() as u64;
                     }
-                    Err(WriteError::Chunk) => {
+                    Err(WriteError::Chunk(blame)) => {
+                        // As with any chunk, its next reset judges it, and the second strike is the last.
                         state.places.leave(place.chunk);
-                        state.retire_for_good(place.chunk);
+                        state.blame(place.chunk, blame);
                         continue;
                     }
                     Err(WriteError::Device(error)) => return Err(error.into()),
@@ -272,16 +278,17 @@ impl<M: Media> Shared<M> {
         if reset {
             self.media.reset(place.chunk).await.map_err(|error| match error {
                 MediaError::PowerLost | MediaError::Rule { .. } => WriteError::Device(error),
-                _ => WriteError::Chunk,
+                _ => WriteError::Chunk(Blame::Offline),
             })?;
         }
         let mut buf = AlignedBuf::zeroed(bytes.len());
         buf.copy_from_slice(bytes);
         let (written, _) = self.media.write(place.chunk, place.next_sector, buf, Durability::Durable).await;
         written.map_err(|error| match error {
-            MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. } | MediaError::Offline { .. } => {
-                WriteError::Chunk
+            MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. } => {
+                WriteError::Chunk(Blame::Strike)
             }
+            MediaError::Offline { .. } => WriteError::Chunk(Blame::Offline),
             error => WriteError::Device(error),
         })
     }
@@ -325,6 +332,8 @@ struct Scan {
     damage: Option<&'static str>,
     /// The last record was being written when the power went.
     torn: bool,
+    /// Bytes up to the end of the last record.
+    end: usize,
 }
 
 /// Looks at records one after the other.
@@ -332,7 +341,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
     let mut found = Scan::default();
     let mut at = 0;
     while at < bytes.len() {
-        at += match Record::decode(&bytes[at..], unit_bytes) {
+        let length = match Record::decode(&bytes[at..], unit_bytes) {
             Found::Padding => unit_bytes,
             Found::Record(record) => {
                 let length = record.encoded_bytes();
@@ -340,6 +349,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
                 if found.newest.as_ref().is_none_or(|newest| newest.sequence < record.sequence) {
                     found.newest = Some(record);
                 }
+                found.end = at + length.next_multiple_of(unit_bytes);
                 length.next_multiple_of(unit_bytes)
             }
             Found::Newer { sequence, version, length } => {
@@ -355,6 +365,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
                 unit_bytes
             }
         };
+        at += length;
     }
     found
 }
@@ -467,16 +478,18 @@ impl Places {
                     .max_by_key(|(_, candidate)| candidate.sequence());
                 let Some((nth, _)) = best else { continue };
                 let candidate = left.remove(nth);
-                let appendable = candidate.is_appendable();
+                let appendable = candidate.is_appendable(&assignment.geometry);
                 let next_sector = if appendable { candidate.write_pointer } else { chunk_sectors };
-                this.active[index] = Some(Place { chunk: candidate.chunk, next_sector });
+                this.active[index] = Some(Place { chunk: candidate.chunk, next_sector, appendable });
                 this.held[index] = candidate.sequence();
             }
         }
-        // A place that could not be read may hold a record with the next number.
+        // A record that cannot be seen may have the next number.
         this.sequence = newest.sequence + 1;
-        let whole = found.iter().all(|candidate| candidate.scan.damage.is_none() && !candidate.scan.torn);
-        if whole && this.held == [newest.sequence; 2] {
+        let whole = |candidate: &Candidate| {
+            newest.tables.defects.contains(&candidate.chunk) || candidate.is_whole(&assignment.geometry)
+        };
+        if found.iter().all(whole) && this.held == [newest.sequence; 2] {
             this.durable_version = Some(0);
         }
         this
@@ -488,8 +501,21 @@ impl Candidate {
         self.scan.newest.as_ref().map_or(0, |record| record.sequence)
     }
 
+    /// Whether the last record is the last that was ever begun. Else a newer one, on which nobody relied, may stand where
+    /// the device does not show it yet, and come to light when the chunk is closed.
+    fn is_whole(&self, geometry: &Geometry) -> bool {
+        let clean = self.scan.damage.is_none() && !self.scan.torn;
+        let padding = geometry.mw_cunits.next_multiple_of(geometry.ws_min);
+        let end = (self.scan.end / geometry.sector_bytes as usize) as u32 + padding;
+        match self.state {
+            ChunkState::Free | ChunkState::Offline => true,
+            ChunkState::Closed => clean,
+            ChunkState::Open => clean && self.write_pointer == end,
+        }
+    }
+
     /// Whether the next record may follow what is there.
-    pub(super) fn is_appendable(&self) -> bool {
-        self.state == ChunkState::Open && self.scan.damage.is_none() && !self.scan.torn
+    pub(super) fn is_appendable(&self, geometry: &Geometry) -> bool {
+        self.state == ChunkState::Open && self.is_whole(geometry)
     }
 }

@@ -1,6 +1,6 @@
 //! Resetting a line: where chunks are judged, and bad ones replaced with nothing to move.
 //!
-//! All members are reset at once, together with the used spares that wait for their judgement. A member that cannot be
+//! All members that are not free are reset at once, together with the used spares that wait for their judgement. A member that cannot be
 //! reset is retired for good and a spare takes its place; if there is none, the line goes offline: it holds nothing, so
 //! nothing is lost but its room.
 //!
@@ -67,22 +67,28 @@ impl<M: Media> Shared<M> {
             (!recording).then_some(())
         };
         self.jobs.wait(recorded).await;
-        let members: Vec<ChunkId> = {
+        let members: Vec<(ChunkId, bool)> = {
             let state = self.state.borrow();
-            state.lines[line as usize].members.iter().map(|member| member.chunk).collect()
+            state.lines[line as usize].members.iter().map(|member| (member.chunk, member.free)).collect()
         };
-        let members = members.into_iter().map(|chunk| self.media.reset(chunk));
+        let members = members.into_iter().map(|(chunk, free)| self.make_free(chunk, free));
         let (resets, ()) = futures_util::future::join(join_all(members), self.judge_used_spares()).await;
         let result = self.begin_life(line, resets).await;
         if matches!(result, Err(ResetError::NoSpare(_))) {
             // The defect is remembered if that can be: the reset has failed either way.
             let _ = self.commit().await;
         }
+        let result = self.end_reset(chunk, result);
+        self.pump_waiting();
+        result
+    }
+
+    fn end_reset(&self, chunk: ChunkId, result: Result<(), ResetError>) -> Result<(), MediaError> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         state.table.end_reset(chunk, result.is_ok());
         // Whatever was unsettled of its old life is gone.
-        state.unsettled.remove(&line);
+        state.unsettled.remove(&chunk.0);
         result.map_err(|error| match error {
             ResetError::NoSpare(error) => {
                 state.table.set(chunk, ChunkState::Offline, 0);
@@ -117,11 +123,14 @@ impl<M: Media> Shared<M> {
                 let state = &mut *state;
                 let member = &mut state.lines[line as usize].members[index];
                 let chunk = member.chunk;
+                if chunk == member.recorded {
+                    // It is judged here.
+                    member.blame = None;
+                }
                 // A chunk that failed and could not be evacuated is still here: it has its strike now.
                 let failed = member.health == Health::Lost;
                 let strikes = state.tables.strikes.get(&chunk).copied().unwrap_or(0) + u32::from(failed);
                 if reset && strikes < STRIKES_MAX {
-                    state.wear[chunk.0 as usize] += 1;
                     if failed {
                         state.blame(chunk, Blame::Strike);
                     }
@@ -157,6 +166,14 @@ impl<M: Media> Shared<M> {
         if replaced {
             self.enter_line(line);
             self.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn make_free(&self, chunk: ChunkId, free: bool) -> Result<(), MediaError> {
+        if !free {
+            self.media.reset(chunk).await?;
+            self.state.borrow_mut().wear[chunk.0 as usize] += 1;
         }
         Ok(())
     }
