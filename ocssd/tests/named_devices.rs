@@ -58,7 +58,7 @@ fn is_a_device(path: &Path, kind: DeviceKind, options: &FormatOptions) {
     assert_eq!((written.kind, written.node), (kind, 3));
     let again = format(&FormatOptions { force: false, ..*options }, None).unwrap_err();
     assert!(
-        matches!(again, FormatError::AlreadyFormatted { found: Ok(found), .. } if found == written),
+        matches!(&again, FormatError::AlreadyFormatted { found: Ok(found), .. } if **found == written),
         "{again}"
     );
 

@@ -127,7 +127,12 @@ pub(crate) fn format(
         _ if options.force => {}
         Err(SuperblockError::Blank) => {}
         Err(SuperblockError::NotOurs) => return Err(FormatError::NotEmpty { path: path.to_path_buf() }),
-        found => return Err(FormatError::AlreadyFormatted { path: path.to_path_buf(), found }),
+        found => {
+            return Err(FormatError::AlreadyFormatted {
+                path: path.to_path_buf(),
+                found: found.map(Box::new),
+            });
+        }
     }
     let geometry = shape.geometry;
     let chunks = (geometry.chunks - FIRST_SLICE_CHUNK) / options.shards.max(1);
