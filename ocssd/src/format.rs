@@ -70,7 +70,7 @@ pub enum FormatError {
         /// The device.
         path: PathBuf,
         /// Its superblock, or why it cannot be read.
-        found: Result<Superblock, SuperblockError>,
+        found: Result<Box<Superblock>, SuperblockError>,
     },
     /// It holds something else.
     #[error(
@@ -222,7 +222,7 @@ impl From<NamespaceError> for FormatError {
     }
 }
 
-fn describe(found: &Result<Superblock, SuperblockError>) -> String {
+fn describe(found: &Result<Box<Superblock>, SuperblockError>) -> String {
     match found {
         Ok(found) => format!("node {} of cluster {:032x}", found.node, found.cluster),
         Err(error) => error.to_string(),
@@ -372,7 +372,7 @@ impl Target<'_> {
         let path = self.path.to_path_buf();
         match found {
             Ok(_) | Err(SuperblockError::Newer { .. } | SuperblockError::Damaged { .. }) => {
-                return Err(FormatError::AlreadyFormatted { path, found });
+                return Err(FormatError::AlreadyFormatted { path, found: found.map(Box::new) });
             }
             Err(SuperblockError::Blank | SuperblockError::NotOurs) => {}
         }

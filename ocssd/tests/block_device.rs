@@ -79,7 +79,7 @@ fn a_block_device_is_taken_whole_and_refused_once_it_shrank() {
     let written = format(&disk.device, &options()).unwrap();
     assert_eq!((written.kind, written.shape.size_bytes), (DeviceKind::Conventional, 4 * MIB + 32 * KIB));
     let error = format(&disk.device, &options()).unwrap_err();
-    assert!(matches!(error, FormatError::AlreadyFormatted { found: Ok(found), .. } if found == written));
+    assert!(matches!(error, FormatError::AlreadyFormatted { found: Ok(found), .. } if *found == written));
     let device = open(&disk.device).unwrap();
     assert!(matches!(open(&disk.device), Err(OpenError::InUse { .. })));
     assert!(matches!(

@@ -94,7 +94,7 @@ fn flash_is_formatted_over_by_force_only_and_as_flash_only() {
     for kind in [FLASH, KindOptions::default()] {
         let error = format(&path, &options(), &kind).unwrap_err();
         assert!(
-            matches!(error, FormatError::AlreadyFormatted { found: Ok(is), .. } if is == found),
+            matches!(&error, FormatError::AlreadyFormatted { found: Ok(is), .. } if **is == found),
             "{error}"
         );
     }

@@ -133,7 +133,10 @@ fn remove_what_was_there(path: &Path, site: &Site, force: bool) -> Result<(), Fo
     if !force && !is_flash {
         let found = read_superblock(lock.file()).map_err(error("read"))?;
         if !matches!(found, Err(SuperblockError::Blank | SuperblockError::NotOurs)) {
-            return Err(FormatError::AlreadyFormatted { path: path.to_path_buf(), found });
+            return Err(FormatError::AlreadyFormatted {
+                path: path.to_path_buf(),
+                found: found.map(Box::new),
+            });
         }
         if lock.file().metadata().map_err(error("look at"))?.len() > 0 {
             return Err(FormatError::NotEmpty { path: path.to_path_buf() });

@@ -45,6 +45,7 @@ pub(crate) enum Raw {
 }
 
 /// A slice beneath its volume.
+#[expect(clippy::large_enum_variant, reason = "one of them, for the moment until its volume has it")]
 enum RawMedia {
     Flash(FlashMedia),
     Zoned(ZonedMedia),
@@ -194,7 +195,9 @@ pub(crate) fn refuse_to_destroy(path: &Path, raw: &Raw) -> Result<(), FormatErro
     let path_buf = || path.to_path_buf();
     match label_of(path, raw) {
         Ok(Err(SuperblockError::Blank)) => {}
-        Ok(found) => return Err(FormatError::AlreadyFormatted { path: path_buf(), found }),
+        Ok(found) => {
+            return Err(FormatError::AlreadyFormatted { path: path_buf(), found: found.map(Box::new) });
+        }
         Err(error) => return Err(FormatError::Open(Box::new(error))),
     }
     let holds_data = on_a_ring(async || {
@@ -262,9 +265,9 @@ async fn reset_slice(media: &impl Media, done: &mut u64, said: impl Fn(u64)) -> 
     let chunk_bytes = media.geometry().chunk_bytes();
     for info in media.report().await? {
         if matches!(info.state, ChunkState::Open | ChunkState::Closed) {
-            match media.reset(info.id).await {
-                Err(error @ (MediaError::PowerLost | MediaError::Rule { .. })) => return Err(error),
-                Ok(()) | Err(_) => {}
+            let reset = media.reset(info.id).await;
+            if let Err(error @ (MediaError::PowerLost | MediaError::Rule { .. })) = reset {
+                return Err(error);
             }
         }
         *done += chunk_bytes;

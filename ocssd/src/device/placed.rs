@@ -23,7 +23,6 @@ use crate::device::managed::on_a_ring;
 use crate::fdp::{FdpDevice, FdpMedia, FdpSlice};
 use crate::format::{FormatError, FormatOptions};
 use crate::geometry::{ChunkId, Geometry};
-use crate::layout::SLICE_CHUNKS_MIN;
 use crate::media::{Durability, Media, MediaError};
 use crate::superblock::{
     COPY_BYTES, COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES, Superblock, SuperblockError,
@@ -34,6 +33,9 @@ const SUPERBLOCK_CHUNK: ChunkId = ChunkId(0);
 
 /// The first chunk of slice 0.
 const FIRST_SLICE_CHUNK: u32 = 1;
+
+/// Fewest units of a slice, which are large: two for the anchor, and one beyond the four that the log keeps in reserve.
+const SLICE_CHUNKS_MIN: u32 = 7;
 
 /// Bytes of one write of zeros.
 const STEP_BYTES: u64 = 1 << 20;
@@ -125,12 +127,17 @@ pub(crate) fn format(
         _ if options.force => {}
         Err(SuperblockError::Blank) => {}
         Err(SuperblockError::NotOurs) => return Err(FormatError::NotEmpty { path: path.to_path_buf() }),
-        found => return Err(FormatError::AlreadyFormatted { path: path.to_path_buf(), found }),
+        found => {
+            return Err(FormatError::AlreadyFormatted {
+                path: path.to_path_buf(),
+                found: found.map(Box::new),
+            });
+        }
     }
     let geometry = shape.geometry;
     let chunks = (geometry.chunks - FIRST_SLICE_CHUNK) / options.shards.max(1);
-    if u64::from(chunks) < SLICE_CHUNKS_MIN {
-        let (has, needed) = (chunks, SLICE_CHUNKS_MIN as u32);
+    if chunks < SLICE_CHUNKS_MIN {
+        let (has, needed) = (chunks, SLICE_CHUNKS_MIN);
         return Err(FormatError::TooFewChunks {
             path: path.to_path_buf(),
             shards: options.shards,
