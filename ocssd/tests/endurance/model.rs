@@ -634,6 +634,10 @@ impl Model {
         for notice in notices {
             if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
                 let chunk = self.chunk(notice.chunk);
+                if chunk.resetting && !chunk.is_offline() {
+                    // A part of it died in its reset, and may be replaced before that ends.
+                    continue;
+                }
                 assert!(chunk.is_offline() && !chunk.offline_noticed, "said to be offline: {notice:?}");
                 chunk.offline_noticed = true;
             }
@@ -782,7 +786,7 @@ impl Model {
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
         let padded = chunk.closed_at.is_some() || chunk.finishing;
         assert!(padded || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
-        let Promises { keeps_open, tells_faults, .. } = self.promises;
+        let Promises { keeps_open, no_holes, tells_faults, .. } = self.promises;
         let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
         if state == ChunkState::Closed {
             assert!(pointer == geometry.chunk_sectors || finished, "closed by nobody: {info:?}");
@@ -801,7 +805,7 @@ impl Model {
                 sector.undefined |= !completed;
             } else {
                 // A durable write above it moved the write pointer over it.
-                sector.undefined |= !sector.covered && at < covered_end;
+                sector.undefined |= !sector.covered && (at < covered_end || !no_holes);
             }
         }
         chunk.phase = Phase::Known(state);
