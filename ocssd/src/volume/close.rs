@@ -39,7 +39,7 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 
-use super::line::Health;
+use super::line::{Health, Remains};
 use super::shared::Shared;
 use super::stripe::Stripe;
 use crate::geometry::ChunkId;
@@ -130,13 +130,18 @@ impl<M: Media> Shared<M> {
                 self.finished(chunk.0, index, result);
             }
         }
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
         state.table.finish(chunk);
         let line = &mut state.lines[chunk.0 as usize];
         line.finishing = false;
+        for member in &mut line.members {
+            member.reopened = false;
+        }
         let unused = self.geometry.chunk_sectors - line.end();
         state.padding_bytes += u64::from(unused) * u64::from(self.geometry.sector_bytes);
+        drop(guard);
+        self.pump_waiting();
         Ok(())
     }
 
@@ -154,8 +159,8 @@ impl<M: Media> Shared<M> {
                 let verdict = super::line::verdict(&mut vec![error]);
                 drop(state);
                 match verdict {
-                    Ok(blame) => self.begin_evacuation(line, index, Some(blame)),
-                    Err(broken) => self.give_up(line, index, broken),
+                    Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
+                    Err(broken) => self.give_up(line, index, Remains::Done, broken),
                 }
             }
         }

@@ -33,7 +33,7 @@
 
 use std::rc::Rc;
 
-use super::line::{Blame, Broken, Health, broken_by};
+use super::line::{Blame, Broken, Health, Remains, broken_by};
 use super::shared::Shared;
 use super::write_buffer::WriteBuffer;
 use crate::buffer::AlignedBuf;
@@ -52,16 +52,26 @@ enum CopyError {
 }
 
 impl<M: Media> Shared<M> {
-    /// Brings a member elsewhere; its programs must have drained. `blame` of `None`: the chunk is sound, but closed.
-    pub(super) fn begin_evacuation(self: &Rc<Self>, line: u32, index: usize, blame: Option<Blame>) {
+    /// Brings a member elsewhere; its programs must have drained. `failure` of `None`: the chunk is sound, but what it
+    /// hides is not in memory.
+    pub(super) fn begin_evacuation(
+        self: &Rc<Self>,
+        line: u32,
+        index: usize,
+        failure: Option<(Blame, Remains)>,
+    ) {
         let mut state = self.state.borrow_mut();
         let member = &mut state.lines[line as usize].members[index];
         assert_eq!(member.in_flight, 0, "an evacuation begins when nothing is in flight");
         member.health = Health::Evacuating;
         let shared = Rc::clone(self);
         self.jobs.add(async move {
+            let (blame, remains) = match failure {
+                Some((blame, remains)) => (Some(blame), remains),
+                None => (None, Remains::Done),
+            };
             if let Err(broken) = shared.evacuate(line, index, blame).await {
-                shared.give_up(line, index, broken);
+                shared.give_up(line, index, remains, broken);
             }
         });
     }
@@ -132,6 +142,7 @@ impl<M: Media> Shared<M> {
             }
             drop(state);
             self.pump(line, false);
+            self.pump_waiting();
             self.jobs.notify();
             return Ok(());
         }

@@ -167,6 +167,22 @@ impl Member {
             && self.programs.iter().all(|program| program.durable)
     }
 
+    /// Whether a program is due.
+    fn is_due(&self, limits: &Limits) -> bool {
+        let end = program_end(self.issued, self.buffer.end(), self.wanted, limits.unit_sectors);
+        self.health == Health::Sound && !self.finished && end.is_some()
+    }
+
+    /// Whether the device may count the chunk as open, or the one that takes its place.
+    fn is_open(&self, limits: &Limits) -> bool {
+        match self.health {
+            Health::Sound if self.reopened => true,
+            Health::Sound | Health::Failing => self.issued > 0 && !self.is_closed(limits),
+            Health::Evacuating => self.issued > 0,
+            Health::Lost => false,
+        }
+    }
+
     /// The next program, if one is due: from where to where. It counts as submitted.
     pub(super) fn take_program(&mut self, limits: &Limits, durable: bool) -> Option<(u32, u32)> {
         if self.health != Health::Sound || self.finished {
@@ -240,7 +256,43 @@ impl Member {
     /// Whether the new place may be recorded: whatever the host relies on is durable there too. Until then nothing
     /// more is promised of this member, and a power cut falls back to the recorded chunk, which still has it.
     pub(super) fn may_record(&self, limits: &Limits) -> bool {
-        self.is_unrecorded() && self.health == Health::Sound && self.durable_end(limits) >= self.promised
+        let readable = self.health == Health::Sound || (self.health == Health::Lost && !self.gone);
+        self.is_unrecorded() && readable && self.durable_end(limits) >= self.promised
+    }
+
+    /// The chunk takes no more, and there is none to go on with. If the one before it, which the metadata still names,
+    /// has more of what was promised, the member stands there again, and the chunk that it left is returned.
+    pub(super) fn lose(&mut self, remains: Remains, limits: &Limits) -> Option<ChunkId> {
+        self.health = Health::Lost;
+        let kept = match remains {
+            Remains::Done => self.done,
+            Remains::Below(sector) => sector.min(self.done),
+            Remains::Nothing => 0,
+        };
+        if self.is_unrecorded() && kept < self.promised {
+            let left = std::mem::replace(&mut self.chunk, self.recorded);
+            self.end_at(self.promised, limits);
+            return Some(left);
+        }
+        match remains {
+            Remains::Done => {}
+            Remains::Below(_) => self.end_at(kept, limits),
+            Remains::Nothing => self.gone = true,
+        }
+        None
+    }
+
+    /// The chunk is closed by the device and ends here.
+    fn end_at(&mut self, end: u32, limits: &Limits) {
+        self.life += 1;
+        self.finished = true;
+        self.done = end;
+        self.flushed = self.flushed.min(end);
+        self.programs.clear();
+        if self.flushed < end {
+            self.programs.push_back(Program { end, durable: false, done: true });
+        }
+        self.buffer = WriteBuffer::at(self.issued, limits.sector_bytes);
     }
 
     /// The durable metadata now says `chunk`. Returns the chunk that it said before.
@@ -331,6 +383,17 @@ impl Line {
         self.members.iter().map(|member| member.buffer.end()).sum()
     }
 
+    /// Whether a program is due on any member.
+    pub(super) fn is_due(&self, limits: &Limits) -> bool {
+        self.members.iter().any(|member| member.is_due(limits))
+    }
+
+    /// Whether the device may count any of its chunks as open. A line that is full, finished or broken for the host
+    /// stays open beneath until its programs are done.
+    pub(super) fn is_open(&self, limits: &Limits) -> bool {
+        self.members.iter().any(|member| member.is_open(limits)) && (self.broken.is_none() || self.closing)
+    }
+
     /// Whether everything below `end` is done.
     pub(super) fn is_done(&self, stripe: &Stripe, end: u32) -> bool {
         self.all(stripe, end, Member::done)
@@ -352,20 +415,34 @@ impl Line {
     }
 }
 
-/// What the errors of a member's programs mean, once none is in flight.
-pub(super) fn verdict(errors: &mut Vec<MediaError>) -> Result<Blame, Broken> {
+/// What is left of a chunk that takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// All that completed, as far as anyone knows.
+    Done,
+    /// What is below this sector.
+    Below(u32),
+    /// Nothing.
+    Nothing,
+}
+
+/// What the errors of a member's programs mean, once none is in flight: the chunk is to blame, or more than that.
+pub(super) fn verdict(errors: &mut Vec<MediaError>) -> Result<(Blame, Remains), Broken> {
     let errors = std::mem::take(errors);
     if errors.iter().any(|error| matches!(error, MediaError::PowerLost)) {
         return Err(Broken::PowerLost);
     }
     if errors.iter().any(|error| matches!(error, MediaError::Offline { .. })) {
-        return Ok(Blame::Offline);
+        return Ok((Blame::Offline, Remains::Nothing));
     }
     // Programs behind the one that failed may be refused by the rules of a chunk that is closed now.
-    let names_the_chunk =
-        |error: &MediaError| matches!(error, MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. });
-    if errors.iter().any(names_the_chunk) {
-        return Ok(Blame::Strike);
+    let first_missing = |error: &MediaError| match error {
+        MediaError::WriteFailed { sector, .. } => Some(*sector),
+        MediaError::ClosedEarly { write_pointer, .. } => Some(*write_pointer),
+        _ => None,
+    };
+    if let Some(sector) = errors.iter().filter_map(first_missing).min() {
+        return Ok((Blame::Strike, Remains::Below(sector)));
     }
     Err(broken_by(errors.first().expect("something failed")))
 }

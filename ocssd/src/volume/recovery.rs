@@ -25,12 +25,12 @@ use super::jobs::Jobs;
 use super::line::{Health, Limits, Line, Member};
 use super::metadata::{Places, newest, padded_sectors, read_candidates};
 use super::record::{LABEL_BYTES_MAX, Record, record_bytes};
-use super::shared::{Shared, State};
+use super::shared::{self, Shared, State};
 use super::spares::{Spares, choose};
 use super::{OpenMode, VolumeOptions};
 use crate::chunk_table::ChunkTable;
 use crate::geometry::{ChunkId, Geometry};
-use crate::media::{ChunkInfo, ChunkState, Media, MediaCounters, MediaError, NoticeKind};
+use crate::media::{ChunkInfo, ChunkState, Media, MediaError, NoticeKind};
 
 /// Resets in flight at once while a volume is made.
 const RESETS_IN_FLIGHT: usize = 64;
@@ -160,6 +160,9 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         state.tables_version += u64::from(changed);
         for (line, (kind, end)) in states.into_iter().enumerate() {
             state.table.set(ChunkId(line as u32), kind, end);
+            if kind == ChunkState::Open {
+                state.open.insert(line as u32);
+            }
         }
     }
     close_uneven_lines(&shared, &report).await?;
@@ -335,23 +338,7 @@ fn assemble<M: Media>(media: M, parts: Parts) -> Rc<Shared<M>> {
     let geometry = assignment.logical_geometry(media.protects_buffer());
     // What is hidden on the device is in memory here: the host may read all of it.
     let table = ChunkTable::all_free(Geometry { mw_cunits: 0, ..geometry });
-    let state = State {
-        table,
-        lines,
-        unsettled: BTreeSet::new(),
-        tables,
-        tables_version: 0,
-        places,
-        spares,
-        readers: vec![0; wear.len()],
-        wear,
-        flush_failed: false,
-        counters: MediaCounters::default(),
-        evacuations: 0,
-        evacuated_bytes: 0,
-        padding_bytes: 0,
-        metadata_bytes: 0,
-    };
+    let state = State::new(shared::Parts { table, lines, tables, places, spares, wear });
     Rc::new(Shared {
         media,
         assignment,

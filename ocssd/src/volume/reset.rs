@@ -81,11 +81,17 @@ impl<M: Media> Shared<M> {
             // The defect is remembered if that can be: the reset has failed either way.
             let _ = self.commit().await;
         }
+        let result = self.end_reset(chunk, result);
+        self.pump_waiting();
+        result
+    }
+
+    fn end_reset(&self, chunk: ChunkId, result: Result<(), ResetError>) -> Result<(), MediaError> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         state.table.end_reset(chunk, result.is_ok());
         // Whatever was unsettled of its old life is gone.
-        state.unsettled.remove(&line);
+        state.unsettled.remove(&chunk.0);
         result.map_err(|error| match error {
             ResetError::NoSpare(error) => {
                 state.table.set(chunk, ChunkState::Offline, 0);
@@ -120,6 +126,10 @@ impl<M: Media> Shared<M> {
                 let state = &mut *state;
                 let member = &mut state.lines[line as usize].members[index];
                 let chunk = member.chunk;
+                if chunk == member.recorded {
+                    // It is judged here.
+                    member.blame = None;
+                }
                 // A chunk that failed and could not be evacuated is still here: it has its strike now.
                 let failed = member.health == Health::Lost;
                 let strikes = state.tables.strikes.get(&chunk).copied().unwrap_or(0) + u32::from(failed);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::assignment::{Assignment, MemberId, Tables};
 use super::error::VolumeError;
 use super::jobs::Jobs;
-use super::line::{Blame, Broken, Health, Limits, Line, verdict};
+use super::line::{Blame, Broken, Health, Limits, Line, Remains, verdict};
 use super::metadata::Places;
 use super::spares::{STRIKES_MAX, Spares};
 use crate::buffer::AlignedBuf;
@@ -35,6 +35,10 @@ pub(super) struct State {
     pub(super) lines: Vec<Line>,
     /// Lines of which something is not flushed or not recorded.
     pub(super) unsettled: BTreeSet<u32>,
+    /// Lines that have chunks open on the device, where that limits them.
+    pub(super) open: BTreeSet<u32>,
+    /// Lines that wait for another one to be closed beneath before they open their first chunk.
+    waiting: BTreeSet<u32>,
     /// What the next metadata record will say.
     pub(super) tables: Tables,
     /// Rises with every change of `tables`.
@@ -54,7 +58,56 @@ pub(super) struct State {
     pub(super) metadata_bytes: u64,
 }
 
+/// The parts of a state that are known when a volume is made or opened.
+pub(super) struct Parts {
+    pub(super) table: ChunkTable,
+    pub(super) lines: Vec<Line>,
+    pub(super) tables: Tables,
+    pub(super) places: Places,
+    pub(super) spares: Spares,
+    pub(super) wear: Vec<u32>,
+}
+
 impl State {
+    /// A state in which nothing is under way.
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { table, lines, tables, places, spares, wear } = parts;
+        Self {
+            table,
+            lines,
+            unsettled: BTreeSet::new(),
+            open: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            tables,
+            tables_version: 0,
+            places,
+            spares,
+            readers: vec![0; wear.len()],
+            wear,
+            flush_failed: false,
+            counters: MediaCounters::default(),
+            evacuations: 0,
+            evacuated_bytes: 0,
+            padding_bytes: 0,
+            metadata_bytes: 0,
+        }
+    }
+
+    /// Whether a line may open chunks now. The host keeps to the limit of open lines; but a line that it filled or
+    /// finished is closed on the device only when its last program is done, perhaps after an evacuation.
+    fn may_program(&mut self, line: u32, max_open: u32, limits: &Limits) -> bool {
+        if max_open == 0 || self.open.contains(&line) || !self.lines[line as usize].is_due(limits) {
+            return true;
+        }
+        self.open.retain(|line| self.lines[*line as usize].is_open(limits));
+        if self.open.len() as u32 >= max_open {
+            self.waiting.insert(line);
+            return false;
+        }
+        self.waiting.remove(&line);
+        self.open.insert(line)
+    }
+
     /// The error of a line that is broken, as its host sees it.
     pub(super) fn broken(&self, operation: &'static str, line: u32, sector: u32) -> Option<MediaError> {
         let broken = self.lines[line as usize].broken.as_ref()?;
@@ -150,6 +203,9 @@ impl<M: Media> Shared<M> {
     pub(super) fn pump(self: &Rc<Self>, line: u32, durable: bool) {
         let durability = if durable { Durability::Durable } else { Durability::Volatile };
         let mut state = self.state.borrow_mut();
+        if !state.may_program(line, self.geometry.max_open, &self.limits) {
+            return;
+        }
         for (index, member) in state.lines[line as usize].members.iter_mut().enumerate() {
             while let Some((from, end)) = member.take_program(&self.limits, durable) {
                 let mut buf = AlignedBuf::zeroed((end - from) as usize * self.limits.sector_bytes);
@@ -163,6 +219,14 @@ impl<M: Media> Shared<M> {
         }
         drop(state);
         self.jobs.drive();
+    }
+
+    /// Submits what waits for another line to be closed, if one was.
+    pub(super) fn pump_waiting(self: &Rc<Self>) {
+        let waiting = self.state.borrow().waiting.clone();
+        for line in waiting {
+            self.pump(line, false);
+        }
     }
 
     fn programmed(self: &Rc<Self>, line: u32, index: usize, end: u32, result: Result<(), MediaError>) {
@@ -182,19 +246,26 @@ impl<M: Media> Shared<M> {
             let verdict = verdict(&mut member.errors);
             drop(state);
             match verdict {
-                Ok(blame) => self.begin_evacuation(line, index, Some(blame)),
-                Err(broken) => self.give_up(line, index, broken),
+                Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
+                Err(broken) => self.give_up(line, index, Remains::Done, broken),
             }
+        } else {
+            drop(state);
         }
+        self.pump_waiting();
         self.jobs.notify();
     }
 
     /// A line can take no more writes: closes its members, so that what is there can be read and moved.
-    pub(super) fn give_up(self: &Rc<Self>, line: u32, index: usize, broken: Broken) {
+    pub(super) fn give_up(self: &Rc<Self>, line: u32, index: usize, remains: Remains, broken: Broken) {
         let mut state = self.state.borrow_mut();
+        if let Some(left) = state.lines[line as usize].members[index].lose(remains, &self.limits) {
+            let blame = if remains == Remains::Nothing { Blame::Offline } else { Blame::Strike };
+            state.blame(left, blame);
+            state.give_back(left);
+        }
         let this = &mut state.lines[line as usize];
         this.mark(NoticeKind::Offline);
-        this.members[index].health = Health::Lost;
         if this.broken.is_none() {
             this.broken = Some(broken);
             this.closing = true;
@@ -229,14 +300,18 @@ impl<M: Media> Shared<M> {
                 state.lines[line as usize].members[index].finished = finished;
             }
         }
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
         let this = &mut state.lines[line as usize];
         let stripe = &self.assignment.stripe;
-        this.lost_acknowledged = !this.is_done(stripe, this.acknowledged);
+        let gone = this.members.iter().any(|member| member.gone);
+        this.lost_acknowledged =
+            !this.is_done(stripe, this.acknowledged) || (gone && !this.is_flushed(stripe, this.acknowledged));
         this.closing = false;
         let end = stripe.prefix(this.members.iter().map(|member| Some(member.done())));
         state.table.set(ChunkId(line), ChunkState::Closed, end);
+        drop(guard);
+        self.pump_waiting();
         self.jobs.notify();
     }
 

@@ -34,7 +34,7 @@ pub(crate) enum Fault {
     Io,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Chunk {
     /// Nothing at or above this sector is there, and nothing can be written.
     cap: Option<u32>,
@@ -45,6 +45,20 @@ struct Chunk {
     in_flight: u32,
     /// What a power cut left: it is programmed, no later one takes it.
     programmed: u32,
+    /// Writes that completed before those below them: first sector, end, whether durable.
+    early: BTreeMap<u32, (u32, bool)>,
+}
+
+impl Chunk {
+    fn completed(&mut self, sector: u32, end: u32, durable: bool) {
+        self.early.insert(sector, (end, durable));
+        while let Some((end, durable)) = self.early.remove(&self.done) {
+            if durable && self.flushed == self.done {
+                self.flushed = end;
+            }
+            self.done = end;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -142,6 +156,7 @@ impl Faulty {
         for info in report {
             let chunk = plan.chunks.entry(info.id).or_default();
             chunk.in_flight = 0;
+            chunk.early.clear();
             if let Some(cap) = chunk.cap {
                 chunk.cap = Some(cap.min(info.write_pointer)).filter(|_| info.state != ChunkState::Free);
             } else if info.state == ChunkState::Open && geometry.mw_cunits > 0 && !self.protects.get() {
@@ -166,8 +181,14 @@ impl Faulty {
     /// The host's process starts again.
     pub(crate) fn restart(&self) {
         self.sim.restart();
-        for chunk in self.plan.borrow_mut().chunks.values_mut() {
+        let report = block_on(self.sim.report()).unwrap();
+        let mut plan = self.plan.borrow_mut();
+        for info in report {
+            let chunk = plan.chunks.entry(info.id).or_default();
             chunk.in_flight = 0;
+            if chunk.cap.is_some() && info.state == ChunkState::Open {
+                block_on(self.sim.finish(info.id)).unwrap();
+            }
         }
     }
 
@@ -276,12 +297,7 @@ impl Media for Faulty {
         let this = plan.chunks.get_mut(&chunk).unwrap();
         this.in_flight = this.in_flight.saturating_sub(1);
         if result.is_ok() {
-            if this.done == sector {
-                this.done = end;
-            }
-            if durability == Durability::Durable && this.flushed == sector {
-                this.flushed = end;
-            }
+            this.completed(sector, end, durability == Durability::Durable);
         }
         (result, buf)
     }
