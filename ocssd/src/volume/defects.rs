@@ -25,7 +25,7 @@
 //! | a write arrives during the evacuation | it is accepted into memory and submitted to the new chunk; it completes after that |
 //! | a read during the evacuation | goes to the old chunk for what it can return, to memory for the rest; the old chunk is not reset while a read of it is in flight |
 //! | a flush during the evacuation | waits for its end, then flushes the new chunk and records the remap |
-//! | a reset during the evacuation | refused |
+//! | a reset during the evacuation | waits for its end |
 //! | the spare fails too | it gets its strike, the next spare is taken, from the first sector |
 //! | the power goes between the evacuation and the record | the metadata still names the old chunk, which still holds what was promised; the new one is an unused chunk with leavings, which recovery resets |
 //! | the power goes while the record is written | either name is right: both chunks hold what was promised |

@@ -247,6 +247,12 @@ impl<M: Media> Shared<M> {
                 let left = state.places.active[index].filter(|old| old.chunk != place.chunk);
                 (place, reset, left)
             };
+            if let Some(left) = left {
+                // It counts as open for the device until it is closed, and there may be no room for another. If it
+                // cannot be, or is closed already, nothing depends on it.
+                self.state.borrow_mut().places.leave(left.chunk);
+                let _ = self.media.finish(left.chunk).await;
+            }
             let written = self.write_at(place, reset, bytes).await;
             {
                 let mut state = self.state.borrow_mut();
@@ -266,10 +272,6 @@ impl<M: Media> Shared<M> {
                     }
                     Err(WriteError::Device(error)) => return Err(error.into()),
                 }
-            }
-            if let Some(left) = left.filter(|left| left.next_sector < self.limits.chunk_sectors) {
-                // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
-                let _ = self.media.finish(left.chunk).await;
             }
             return Ok(());
         }

@@ -166,11 +166,11 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         }
     }
     close_uneven_lines(&shared, &report).await?;
-    for candidate in
-        found.iter().filter(|found| found.state == ChunkState::Open && !found.is_appendable(&geometry))
-    {
+    let left = found.iter().filter(|found| !found.is_appendable(&geometry)).map(|found| found.chunk);
+    let left = left.chain(shared.state.borrow().spares.used.iter().copied()).collect::<Vec<_>>();
+    for chunk in left.into_iter().filter(|chunk| report[chunk.0 as usize].state == ChunkState::Open) {
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
-        let _ = shared.media.finish(candidate.chunk).await;
+        let _ = shared.media.finish(chunk).await;
     }
     commit(&shared).await?;
     let used = std::mem::take(&mut shared.state.borrow_mut().spares.used);

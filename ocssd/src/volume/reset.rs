@@ -38,17 +38,9 @@ impl<M: Media> Shared<M> {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
             if let Some(line) = state.lines.get(chunk.0 as usize) {
-                let rule = |reason| Err(MediaError::Rule { operation: "reset", chunk, sector: 0, reason });
-                let under_way = |member: &Member| {
-                    member.in_flight > 0
-                        || member.finishing
-                        || matches!(member.health, Health::Failing | Health::Evacuating)
-                };
-                if line.finishing || line.closing {
-                    return rule("the chunk is being closed");
-                }
-                if line.members.iter().any(under_way) {
-                    return rule("a write or an evacuation of the chunk is in flight");
+                if line.finishing {
+                    let reason = "a finish of the chunk is in flight";
+                    return Err(MediaError::Rule { operation: "reset", chunk, sector: 0, reason });
                 }
             }
             state.table.begin_reset(chunk)?;
@@ -60,16 +52,27 @@ impl<M: Media> Shared<M> {
 
     async fn reset_members(self: Rc<Self>, chunk: ChunkId) -> Result<(), MediaError> {
         let line = chunk.0;
-        // A record may be on its way that names a member.
-        let recorded = || {
-            let state = self.state.borrow();
-            let recording = state.lines[line as usize].members.iter().any(|member| member.recording);
-            (!recording).then_some(())
+        // A record may be on its way that names a member; and what the host was told of may still be on its way to the
+        // device, or to another chunk.
+        let under_way = |member: &Member| {
+            member.recording
+                || member.in_flight > 0
+                || member.finishing
+                || matches!(member.health, Health::Failing | Health::Evacuating)
         };
-        self.jobs.wait(recorded).await;
-        let members: Vec<(ChunkId, bool)> = {
+        let at_rest = || {
             let state = self.state.borrow();
-            state.lines[line as usize].members.iter().map(|member| (member.chunk, member.free)).collect()
+            let line = &state.lines[line as usize];
+            (!line.closing && !line.members.iter().any(under_way)).then_some(())
+        };
+        self.jobs.wait(at_rest).await;
+        let members: Vec<(ChunkId, bool)> = {
+            let mut state = self.state.borrow_mut();
+            // From here on a flush, even one that began before, writes nothing more of the old life.
+            state.unsettled.remove(&line);
+            let this = &mut state.lines[line as usize];
+            this.life += 1;
+            this.members.iter().map(|member| (member.chunk, member.free)).collect()
         };
         let members = members.into_iter().map(|(chunk, free)| self.make_free(chunk, free));
         let (resets, ()) = futures_util::future::join(join_all(members), self.judge_used_spares()).await;

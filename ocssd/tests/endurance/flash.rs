@@ -77,6 +77,7 @@ impl Rig for FlashRig {
     fn promises(&self) -> Promises {
         Promises {
             tracks_pointers: true,
+            no_holes: true,
             restart_keeps_volatile: true,
             flush_covers_resets: true,
             keeps_open: true,

@@ -68,6 +68,8 @@ struct Chunk {
     failed_at: Option<u32>,
     /// Where the write pointer came back after the last cut: what is below has been programmed.
     survived: u32,
+    /// It came back longer than it was: what an earlier start had dropped may have come to light.
+    loose: bool,
     /// What [`Self::covered_end`] was when the chunk failed.
     covered_before: u32,
     /// The device said that it is offline.
@@ -165,6 +167,7 @@ impl Chunk {
             close_doomed: false,
             failed_at: None,
             survived: 0,
+            loose: false,
             covered_before: 0,
             offline_noticed: false,
         }
@@ -474,11 +477,14 @@ impl Model {
         let found = Tag::decode(bytes);
         let life = self.chunk(chunk).life;
         let limbo = matches!(self.chunk(chunk).phase, Phase::Limbo(_));
+        let loose = self.chunk(chunk).loose;
         let known = self.chunk(chunk).sectors[sector as usize];
         let passes = found
             .filter(|tag| (tag.chunk, tag.sector, tag.life) == (chunk, sector, life))
             .map(|tag| tag.number);
         match passes {
+            // Nobody was ever told that it is there.
+            Some(_) if loose && known.number.is_none() => {}
             Some(number) => {
                 assert_eq!(
                     Some(number),
@@ -542,6 +548,7 @@ impl Model {
         state.reset_covered = false;
         state.reset_doomed = false;
         state.survived = 0;
+        state.loose = false;
         state.reopen();
         for sector in &mut state.sectors {
             sector.clear();
@@ -634,6 +641,10 @@ impl Model {
         for notice in notices {
             if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
                 let chunk = self.chunk(notice.chunk);
+                if chunk.resetting && !chunk.is_offline() {
+                    // A part of it died in its reset, and may be replaced before that ends.
+                    continue;
+                }
                 assert!(chunk.is_offline() && !chunk.offline_noticed, "said to be offline: {notice:?}");
                 chunk.offline_noticed = true;
             }
@@ -782,7 +793,8 @@ impl Model {
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
         let padded = chunk.closed_at.is_some() || chunk.finishing;
         assert!(padded || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
-        let Promises { keeps_open, tells_faults, .. } = self.promises;
+        let Promises { keeps_open, no_holes, tells_faults, .. } = self.promises;
+        chunk.loose |= pointer > chunk.pointer && !keeps_open;
         let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
         if state == ChunkState::Closed {
             assert!(pointer == geometry.chunk_sectors || finished, "closed by nobody: {info:?}");
@@ -801,7 +813,7 @@ impl Model {
                 sector.undefined |= !completed;
             } else {
                 // A durable write above it moved the write pointer over it.
-                sector.undefined |= !sector.covered && at < covered_end;
+                sector.undefined |= !sector.covered && (at < covered_end || !no_holes);
             }
         }
         chunk.phase = Phase::Known(state);

@@ -11,9 +11,11 @@ use terrane_ocssd::sim::Injected;
 /// What a kind of medium promises beyond [`Media`], or less.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Promises {
-    /// It knows its write pointers after a start. Below them is what was written, but for volatile writes below a
-    /// durable one.
+    /// It knows its write pointers after a start.
     pub(crate) tracks_pointers: bool,
+    /// What nothing covered is right all the same if it is below a write pointer after a cut, and above all that is
+    /// covered. Otherwise it may be anything.
+    pub(crate) no_holes: bool,
     /// What was acknowledged as volatile survives the death of the host's process, if the power stays.
     pub(crate) restart_keeps_volatile: bool,
     /// A flush covers the resets that completed before it.

@@ -103,6 +103,7 @@ impl Rig for SimRig {
     fn promises(&self) -> Promises {
         Promises {
             tracks_pointers: !self.conventional,
+            no_holes: true,
             restart_keeps_volatile: true,
             flush_covers_resets: true,
             keeps_open: true,

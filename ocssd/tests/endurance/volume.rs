@@ -183,6 +183,7 @@ impl<D: Device> Rig for VolumeRig<D> {
     fn promises(&self) -> Promises {
         Promises {
             tracks_pointers: true,
+            no_holes: false,
             // What waits in its memory for a whole unit goes with the host.
             restart_keeps_volatile: false,
             flush_covers_resets: true,
