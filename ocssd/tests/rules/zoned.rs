@@ -1,8 +1,6 @@
 //! Zoned namespaces: through the kernel's block device, and by passthrough.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::task::Poll;
 
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Durability, FdpDevice, FileDevice, FormatOptions, Media, MediaError,
@@ -10,7 +8,7 @@ use terrane_ocssd::{
 };
 
 use crate::contract::{Harness, Probe, every_rule};
-use crate::hardware::{Device, device, number, run};
+use crate::hardware::{Device, agrees_with_a_model, all, device, number, run};
 
 pub(crate) struct Zoned {
     pub(crate) path: PathBuf,
@@ -41,23 +39,6 @@ fn zones_by_passthrough() {
     if let Some(path) = device("TERRANE_ZNS_CHAR") {
         every_rule(&Zoned { path });
     }
-}
-
-/// All of them at once, in the order given.
-async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-    let mut waiting: Vec<_> = futures.into_iter().map(|future| Some(Box::pin(future))).collect();
-    let mut done: Vec<Option<T>> = waiting.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, done) in waiting.iter_mut().zip(&mut done) {
-            if let Some(Poll::Ready(value)) = future.as_mut().map(|future| future.as_mut().poll(context)) {
-                *done = Some(value);
-                *future = None;
-            }
-        }
-        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }
 
 /// Appends of different lengths, durable and not, all in flight in one zone: each is where the device said, and they
@@ -92,6 +73,20 @@ fn appends_in_flight_together_find_their_places() {
             assert_eq!(probe.state(round.into()).await, (ChunkState::Open, end));
         }
     });
+}
+
+#[test]
+fn a_zoned_block_device_agrees_with_a_model() {
+    if let Some(path) = device("TERRANE_ZNS_BLOCK") {
+        agrees_with_a_model(&Zoned { path }, "a_zoned_block_device_agrees");
+    }
+}
+
+#[test]
+fn zones_by_passthrough_agree_with_a_model() {
+    if let Some(path) = device("TERRANE_ZNS_CHAR") {
+        agrees_with_a_model(&Zoned { path }, "zones_by_passthrough_agree");
+    }
 }
 
 /// Writes larger than one command, small ones and appends, all submitted before the first completed.
