@@ -27,6 +27,8 @@ pub(crate) enum Trouble {
     Condition(ZoneCondition),
     /// The device says that it appended elsewhere.
     Lie(u64),
+    /// The write pointer moves, and an error without a cause comes back.
+    Lost,
 }
 
 /// One zone, with its content.
@@ -122,7 +124,7 @@ impl FakeZones {
         match trouble {
             Trouble::Status(status) => return Err(fault(status)),
             Trouble::Condition(condition) => zone.condition = condition,
-            Trouble::None | Trouble::Lie(_) => {}
+            Trouble::None | Trouble::Lie(_) | Trouble::Lost => {}
         }
         match zone.condition {
             ZoneCondition::Full => return Err(fault(Status::ZONE_FULL)),
@@ -142,7 +144,11 @@ impl FakeZones {
         zone.write_pointer += (bytes.len() / SECTOR_BYTES) as u64;
         let full = zone.write_pointer == zone.start + zone.capacity;
         zone.condition = if full { ZoneCondition::Full } else { ZoneCondition::ImplicitlyOpen };
-        Ok(if let Trouble::Lie(said) = trouble { said } else { at })
+        match trouble {
+            Trouble::Lie(said) => Ok(said),
+            Trouble::Lost => Err(Fault::Io(io::ErrorKind::Other.into())),
+            _ => Ok(at),
+        }
     }
 
     pub(crate) async fn write(&self, sector: u64, buf: AlignedBuf) -> (Result<(), Stopped>, AlignedBuf) {

@@ -131,15 +131,15 @@ impl ZonedMedia {
                         (Ok(at), buf)
                     }
                     Err(stopped) => {
+                        let good = if device_places { None } else { Some(start + stopped.sectors) };
+                        let error =
+                            self.write_failed(&mut passage, operation, chunk, good, stopped.fault).await;
                         if durability == Durability::Durable
-                            && matches!(stopped.fault, Fault::Io(_))
+                            && matches!(error, MediaError::Io { .. })
                             && self.transport.flushes_behind_durable_writes()
                         {
                             self.flush_failed.store(true, Ordering::Release);
                         }
-                        let good = if device_places { None } else { Some(start + stopped.sectors) };
-                        let error =
-                            self.write_failed(&mut passage, operation, chunk, good, stopped.fault).await;
                         (Err(error), buf)
                     }
                 }
@@ -197,18 +197,23 @@ impl ZonedMedia {
         }
         let good = good.unwrap_or_else(|| passage.acknowledged());
         let zone = self.zone_start(chunk);
-        let condition = self.transport.look(zone).await.map(|found| found.condition);
-        let programming = matches!(fault, Fault::WriteFailed);
-        let fault = match (fault, &condition) {
-            (_, Ok(ZoneCondition::Offline)) => Fault::Offline,
-            // The block device has one error for all violations.
-            (Fault::Io(_), Ok(ZoneCondition::ReadOnly | ZoneCondition::Full)) => Fault::Closed,
+        let found = self.transport.look(zone).await.ok();
+        let condition = found.map(|found| found.condition);
+        let moved = found.is_some_and(|found| found.write_pointer > zone + u64::from(good));
+        let fault = match (fault, condition) {
+            (_, Some(ZoneCondition::Offline)) => Fault::Offline,
+            // The block device has one error for nearly everything.
+            (Fault::Io(_), Some(ZoneCondition::ReadOnly | ZoneCondition::Full)) => Fault::Closed,
+            // The device went over the sectors and did not say that they are there: so they are not. (The kernel tries a
+            // failed write again by itself, and then hears only that it is not at the write pointer.)
+            (Fault::Io(_), Some(_)) if moved => Fault::WriteFailed,
             (fault, _) => fault,
         };
+        let programming = matches!(fault, Fault::WriteFailed);
         let mut state = ChunkState::Closed;
         match condition {
-            Ok(ZoneCondition::Empty) if !programming && good == 0 => state = ChunkState::Free,
-            Ok(ZoneCondition::ImplicitlyOpen | ZoneCondition::ExplicitlyOpen | ZoneCondition::Closed) => {
+            Some(ZoneCondition::Empty) if !programming && good == 0 => state = ChunkState::Free,
+            Some(ZoneCondition::ImplicitlyOpen | ZoneCondition::ExplicitlyOpen | ZoneCondition::Closed) => {
                 // It frees the open resource. If it fails, so will the host's reset, which judges the zone.
                 let _ = self.transport.finish(zone).await;
             }

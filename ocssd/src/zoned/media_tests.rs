@@ -180,6 +180,26 @@ fn a_failed_write_closes_the_chunk_and_fails_what_waited_behind_it() {
     });
 }
 
+/// As QEMU's zones through the kernel's block device: a failed write moves the write pointer, the kernel's second attempt
+/// is refused for it, and all that comes back is an input/output error.
+#[test]
+fn a_write_pointer_that_moved_without_a_word_is_a_failed_write() {
+    for (trouble, moved) in [(Trouble::Lost, true), (Trouble::Status(0x006), false)] {
+        let media = over(FakeZones::new(ZONES, ZONE_SECTORS, 9, 3));
+        run(async {
+            write(&media, 0, 0, 1, 5).await.unwrap();
+            fake(&media).trouble([trouble]);
+            let result = write(&media, 0, 5, 2, 1).await;
+            match result {
+                Err(MediaError::WriteFailed { sector: 5, .. }) => assert!(moved),
+                Err(MediaError::Io { .. }) => assert!(!moved),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(state(&media, 0).await, (ChunkState::Closed, 5));
+        });
+    }
+}
+
 #[test]
 fn a_failed_append_keeps_what_the_others_wrote() {
     let media = over(FakeZones::new(ZONES, ZONE_SECTORS, 3, 4));
@@ -273,7 +293,8 @@ fn a_place_outside_the_zone_is_not_believed() {
         run(async {
             fake(&media).trouble([Trouble::Lie(said)]);
             let result = append(&media, 1, 1, 2).await;
-            assert!(matches!(result, Err(MediaError::Io { .. })), "{result:?}");
+            // The device has moved its write pointer, so what it says elsewhere is lost.
+            assert!(matches!(result, Err(MediaError::WriteFailed { sector: 0, .. })), "{result:?}");
             assert_eq!(state(&media, 1).await.0, ChunkState::Closed);
         });
     }

@@ -6,8 +6,8 @@
 //!   +-- ZonedMedia of the next run, on another's
 //! ```
 //!
-//! Two transports, chosen by the path: the kernel's zoned block device ([`block`]), and NVMe passthrough
-//! ([`passthrough`]) with zone append, several in flight in one zone. Never both: opening either locks the namespace.
+//! Two transports, chosen by the path: the kernel's zoned block device (`block.rs`), and NVMe passthrough
+//! (`passthrough.rs`) with zone append, several in flight in one zone. Never both: opening either locks the namespace.
 //!
 //! Durability: a durable write carries FUA (passthrough) or O_DSYNC (block device); a flush is the device's own.
 //! A zoned device never moves data by itself between the host's writes and resets, so its write amplification is one.

@@ -3,10 +3,13 @@
 use std::future::Future;
 use std::path::PathBuf;
 
-use terrane_ocssd::{FileDevice, FileMedia, FormatError, FormatOptions, format};
+use terrane_ocssd::{FileDevice, FileMedia, FormatError, FormatOptions, Media, format};
 
-use crate::contract::{CHUNK_BYTES, CHUNKS, Harness, every_rule};
+use crate::contract::{CHUNK_BYTES, CHUNKS, Harness, Probe, every_rule};
 use crate::hardware::{device, number, run};
+
+/// Bytes of a sector of the namespaces with media errors.
+const SECTOR_BYTES: u64 = 4096;
 
 struct Conventional {
     path: PathBuf,
@@ -65,4 +68,28 @@ fn a_device_with_a_sector_that_cannot_be_written_is_not_formatted() {
     let refused = format(&path, &options(0), &mut |_, _| {}).unwrap_err();
     assert!(matches!(refused, FormatError::Io { step: "write", .. }), "{refused}");
     assert!(FileDevice::open(&path).is_err());
+}
+
+/// The host reads around a bad sector as around a bad checksum, and its neighbours are good.
+#[test]
+fn a_sector_that_cannot_be_read_is_bad_content() {
+    let (Some(path), Some(bad)) = (device("TERRANE_BAD_CONV_BLOCK"), number("TERRANE_BAD_SECTOR")) else {
+        return;
+    };
+    let chunk_bytes = 1 << 20;
+    // No further than the chunk with the bad sector: behind it one cannot be written.
+    let chunks = u64::from(bad) * SECTOR_BYTES / chunk_bytes;
+    let options =
+        FormatOptions { shards: 1, chunk_bytes: Some(chunk_bytes), ..options((1 + chunks) * chunk_bytes) };
+    format(&path, &options, &mut |_, _| {}).unwrap();
+    let probe = Probe::of(FileDevice::open(&path).unwrap().slice(0).unwrap());
+    assert_eq!(u64::from(probe.media.geometry().sector_bytes), SECTOR_BYTES);
+    let sector = (u64::from(bad) % (chunk_bytes / SECTOR_BYTES)) as u32;
+    let chunk = chunks as u32 - 1;
+    run(async {
+        probe.reset(chunk).await;
+        probe.write(chunk, 0, 3, probe.chunk_writes as usize).await.unwrap();
+        assert!(probe.read(chunk, sector, 1).await.unwrap_err().is_bad_content());
+        probe.expect(chunk, sector + 1, 3_u8.wrapping_add((sector + 1) as u8), 7).await;
+    });
 }

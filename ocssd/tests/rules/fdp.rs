@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use terrane_ocssd::{ChunkId, Durability, FdpDevice, FdpMedia, LifetimeClass, Media, NamespaceError};
 
 use crate::contract::{Harness, Probe, every_rule};
-use crate::hardware::{Device, device, run};
+use crate::hardware::{Device, agrees_with_a_model, device, run};
 
 /// Bytes of the largest command that the medium sends.
 const COMMAND_BYTES_MAX: u32 = 256 << 10;
@@ -31,6 +31,13 @@ impl Device for Fdp {
 fn placed_data() {
     if let Some(path) = device("TERRANE_FDP_CHAR") {
         every_rule(&Fdp { path });
+    }
+}
+
+#[test]
+fn placed_data_agrees_with_a_model() {
+    if let Some(path) = device("TERRANE_FDP_CHAR") {
+        agrees_with_a_model(&Fdp { path }, "placed_data_agrees");
     }
 }
 

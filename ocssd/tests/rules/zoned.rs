@@ -1,8 +1,6 @@
 //! Zoned namespaces: through the kernel's block device, and by passthrough.
 
-use std::future::Future;
-use std::path::PathBuf;
-use std::task::Poll;
+use std::path::{Path, PathBuf};
 
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Durability, FdpDevice, FileDevice, FormatOptions, Media, MediaError,
@@ -10,7 +8,7 @@ use terrane_ocssd::{
 };
 
 use crate::contract::{Harness, Probe, every_rule};
-use crate::hardware::{Device, device, number, run};
+use crate::hardware::{Device, agrees_with_a_model, all, device, number, run};
 
 pub(crate) struct Zoned {
     pub(crate) path: PathBuf,
@@ -41,23 +39,6 @@ fn zones_by_passthrough() {
     if let Some(path) = device("TERRANE_ZNS_CHAR") {
         every_rule(&Zoned { path });
     }
-}
-
-/// All of them at once, in the order given.
-async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-    let mut waiting: Vec<_> = futures.into_iter().map(|future| Some(Box::pin(future))).collect();
-    let mut done: Vec<Option<T>> = waiting.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, done) in waiting.iter_mut().zip(&mut done) {
-            if let Some(Poll::Ready(value)) = future.as_mut().map(|future| future.as_mut().poll(context)) {
-                *done = Some(value);
-                *future = None;
-            }
-        }
-        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }
 
 /// Appends of different lengths, durable and not, all in flight in one zone: each is where the device said, and they
@@ -92,6 +73,20 @@ fn appends_in_flight_together_find_their_places() {
             assert_eq!(probe.state(round.into()).await, (ChunkState::Open, end));
         }
     });
+}
+
+#[test]
+fn a_zoned_block_device_agrees_with_a_model() {
+    if let Some(path) = device("TERRANE_ZNS_BLOCK") {
+        agrees_with_a_model(&Zoned { path }, "a_zoned_block_device_agrees");
+    }
+}
+
+#[test]
+fn zones_by_passthrough_agree_with_a_model() {
+    if let Some(path) = device("TERRANE_ZNS_CHAR") {
+        agrees_with_a_model(&Zoned { path }, "zones_by_passthrough_agree");
+    }
 }
 
 /// Writes larger than one command, small ones and appends, all submitted before the first completed.
@@ -233,7 +228,7 @@ fn kinds_of_devices_are_not_mixed_up() {
 #[test]
 fn a_namespace_is_used_in_one_way_at_a_time() {
     let Some(char) = device("TERRANE_ZNS_CHAR") else { return };
-    let block = PathBuf::from(char.to_str().unwrap().replace("/ng", "/nvme"));
+    let block = block_device_beside(&char);
     let by_passthrough = ZonedDevice::open(&char).unwrap();
     assert!(matches!(ZonedDevice::open(&block), Err(NamespaceError::InUse { .. })));
     assert!(matches!(ZonedDevice::open(&char), Err(NamespaceError::InUse { .. })));
@@ -248,14 +243,21 @@ fn a_namespace_is_used_in_one_way_at_a_time() {
     ZonedDevice::open(&char).unwrap();
 }
 
-#[test]
-fn a_sector_that_cannot_be_read_is_named() {
-    let (Some(path), Some(bad)) = (device("TERRANE_BAD_ZNS_CHAR"), number("TERRANE_BAD_SECTOR")) else {
-        return;
-    };
+/// The block device beside a namespace's character device. Everything is reset by the way that a test takes, so the ways
+/// do not meet in a zone.
+fn block_device_beside(char: &Path) -> PathBuf {
+    PathBuf::from(char.to_str().unwrap().replace("/ng", "/nvme"))
+}
+
+/// A namespace with media errors, and the chunk and sector of one of them.
+fn with_bad_sector(variable: &str) -> Option<(Zoned, u32, u32)> {
+    let (path, bad) = (device("TERRANE_BAD_ZNS_CHAR")?, number(variable)?);
     let zone_sectors = ZonedDevice::open(&path).unwrap().shape().zone_sectors as u32;
-    let (chunk, sector) = (bad / zone_sectors, bad % zone_sectors);
-    let probe = Probe::of(Zoned { path }.create());
+    Some((Zoned { path }, bad / zone_sectors, bad % zone_sectors))
+}
+
+fn a_sector_that_cannot_be_read_is_named(zoned: &Zoned, chunk: u32, sector: u32) {
+    let probe = Probe::of(zoned.create());
     run(async {
         probe.write(chunk, 0, 3, sector as usize + 8).await.unwrap();
         let named = |found: MediaError, from: u32| match found {
@@ -275,13 +277,21 @@ fn a_sector_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_sector_that_cannot_be_written_closes_the_chunk() {
-    let (Some(path), Some(bad)) = (device("TERRANE_BAD_ZNS_CHAR"), number("TERRANE_BAD_WRITE_SECTOR")) else {
-        return;
-    };
-    let zone_sectors = ZonedDevice::open(&path).unwrap().shape().zone_sectors as u32;
-    let (chunk, sector) = (bad / zone_sectors, bad % zone_sectors);
-    let zoned = Zoned { path };
+fn a_sector_that_cannot_be_read_is_named_by_passthrough() {
+    if let Some((zoned, chunk, sector)) = with_bad_sector("TERRANE_BAD_SECTOR") {
+        a_sector_that_cannot_be_read_is_named(&zoned, chunk, sector);
+    }
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_is_named_on_a_block_device() {
+    if let Some((Zoned { path }, chunk, sector)) = with_bad_sector("TERRANE_BAD_SECTOR") {
+        let path = block_device_beside(&path);
+        a_sector_that_cannot_be_read_is_named(&Zoned { path }, chunk, sector);
+    }
+}
+
+fn a_sector_that_cannot_be_written_closes_the_chunk(zoned: &Zoned, chunk: u32, sector: u32) {
     let probe = Probe::of(zoned.create());
     run(async {
         probe.write(chunk, 0, 3, sector as usize).await.unwrap();
@@ -303,10 +313,24 @@ fn a_sector_that_cannot_be_written_closes_the_chunk() {
         let named = matches!(failed, Err(MediaError::WriteFailed { sector: first, .. }) if first == sector);
         assert!(named, "{failed:?}");
         probe.expect(chunk, 0, 5, sector as usize).await;
+        // The other chunks go on, and a flush does not remember it.
+        probe.write(chunk + 1, 0, 7, 9).await.unwrap();
         probe.media.flush().await.unwrap();
-        // It holds no resource of the device, and the others go on.
-        for other in 0..probe.media.geometry().max_open {
-            probe.reset(other).await;
-        }
+        probe.expect(chunk + 1, 0, 7, 9).await;
     });
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_closes_the_chunk_by_passthrough() {
+    if let Some((zoned, chunk, sector)) = with_bad_sector("TERRANE_BAD_WRITE_SECTOR") {
+        a_sector_that_cannot_be_written_closes_the_chunk(&zoned, chunk, sector);
+    }
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_closes_the_chunk_on_a_block_device() {
+    if let Some((Zoned { path }, chunk, sector)) = with_bad_sector("TERRANE_BAD_WRITE_SECTOR") {
+        let path = block_device_beside(&path);
+        a_sector_that_cannot_be_written_closes_the_chunk(&Zoned { path }, chunk, sector);
+    }
 }
