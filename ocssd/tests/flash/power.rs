@@ -253,7 +253,7 @@ fn no_cut_takes_what_is_durable() {
             Endurance { erases_mean: 60, variation: 0.2, program_failure: odds, early_close: odds };
         let base = if rng.random_bool(0.5) { options() } else { plain() };
         let protected_buffer = rng.random_bool(0.5);
-        let media = whole(FlashOptions { seed, endurance, protected_buffer, yields_max: 1, ..base });
+        let media = whole(FlashOptions { seed, endurance, protected_buffer, yields_max: 3, ..base });
         let hidden = if protected_buffer { 0 } else { media.geometry().mw_cunits as usize / 4 };
         let mut models: BTreeMap<u32, Model> = (0..16).map(|chunk| (chunk, Model::default())).collect();
         for _ in 0..6 {
@@ -302,6 +302,7 @@ fn step(media: &FlashMedia, rng: &mut Pcg64Mcg, models: &mut BTreeMap<u32, Model
                 Err(other) => panic!("{other}"),
             }
         }
+        (ChunkState::Free | ChunkState::Open, 7) => burst(media, rng, chunk, info.write_pointer, model),
         (ChunkState::Closed, 0..3) => {
             model.resetting = true;
             match block_on(media.reset(ChunkId(chunk))) {
@@ -318,6 +319,48 @@ fn step(media: &FlashMedia, rng: &mut Pcg64Mcg, models: &mut BTreeMap<u32, Model
             }
         }
         _ => {}
+    }
+}
+
+/// Several writes of one chunk at once, each of one unit, so that a cut meets some in flight.
+fn burst(media: &FlashMedia, rng: &mut Pcg64Mcg, chunk: u32, from: u32, model: &mut Model) {
+    let count = rng.random_range(1..=4).min((32 - from) / 4);
+    model.sent.truncate(from as usize / 4);
+    let mut writes = Vec::new();
+    for at in 0..count {
+        let byte = rng.random();
+        model.sent.push(byte);
+        writes.push(Box::pin(media.write(
+            ChunkId(chunk),
+            from + 4 * at,
+            filled(4, byte),
+            Durability::Volatile,
+        )));
+    }
+    let mut ended: Vec<Option<Result<(), MediaError>>> = (0..count).map(|_| None).collect();
+    block_on(poll_fn(|context| {
+        for (write, ended) in writes.iter_mut().zip(&mut ended) {
+            if ended.is_none()
+                && let Poll::Ready((result, _)) = write.as_mut().poll(context)
+            {
+                *ended = Some(result);
+            }
+        }
+        if ended.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    for result in ended.into_iter().flatten() {
+        match result {
+            Ok(()) => model.acknowledged += 1,
+            Err(MediaError::PowerLost) => return,
+            Err(
+                MediaError::WriteFailed { sector: end, .. }
+                | MediaError::ClosedEarly { write_pointer: end, .. },
+            ) => {
+                model.sent.truncate(end as usize / 4);
+                assert_eq!(model.acknowledged, model.sent.len(), "all before the failed one are there");
+            }
+            Err(other) => panic!("{other}"),
+        }
     }
 }
 
