@@ -54,8 +54,7 @@ impl Life {
         let options = if seed.is_multiple_of(2) { options() } else { small_flushes() };
         let (store, recovery) = block_on(async {
             let volume = Volume::open(device.slice(0, 1).unwrap()).await.unwrap();
-            let opened = Store::open(volume, SLICE, options).await.expect("the slice can be opened");
-            opened
+            Store::open(volume, SLICE, options).await.expect("the slice can be opened")
         });
         assert!(recovery.damage.is_empty(), "a crash never looks like damage: {:?}", recovery.damage);
         let mut executor = Executor::default();

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use terrane_ocssd::superblock::{COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES};
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Device, DeviceKind, DeviceOptions, Durability, FormatError,
-    FormatOptions, KindOptions, Media, OpenError, Refusal,
+    FormatOptions, KindOptions, Layout, Media, OpenError, Refusal, Superblock, ZonedDevice,
 };
 
 const OPTIONS: FormatOptions = FormatOptions {
@@ -101,6 +102,41 @@ fn a_conventional_block_device() {
 fn a_zoned_block_device() {
     let Some(path) = named("TERRANE_ZNS_BLOCK") else { return };
     is_a_device(&path, DeviceKind::Zoned, &OPTIONS);
+    is_no_copy_of_a_conventional_device(&path);
+}
+
+/// The image of a conventional device was copied to it, as far as that goes.
+fn is_no_copy_of_a_conventional_device(path: &Path) {
+    let layout = Layout::plan(64 << 20, 1, 4096, Some(1 << 20)).unwrap();
+    let superblock = Superblock {
+        version: FORMAT_VERSION,
+        sequence: 1,
+        cluster: OPTIONS.cluster,
+        node: OPTIONS.node,
+        shards: layout.shards,
+        sector_bytes: layout.sector_bytes,
+        chunk_bytes: layout.chunk_bytes,
+        slice_bytes: layout.slice_bytes,
+        kind: DeviceKind::Conventional,
+        shape: layout.shape(layout.device_bytes()),
+    };
+    let zoned = ZonedDevice::open(path).unwrap();
+    run(async {
+        let media = zoned.slice(zoned.share(0, 1).unwrap()).unwrap();
+        // Where the volume's metadata was.
+        for zone in 0..4 {
+            media.reset(ChunkId(zone)).await.unwrap();
+        }
+        let mut front = AlignedBuf::zeroed(128 << 10);
+        for at in COPY_OFFSETS {
+            front[at as usize..][..SUPERBLOCK_BYTES].copy_from_slice(&superblock.encode());
+        }
+        media.write(ChunkId(0), 0, front, Durability::Durable).await.0.unwrap();
+    });
+    drop(zoned);
+    let error = open(path).unwrap_err();
+    let OpenError::KindDiffers { laid_out, found, .. } = error else { panic!("{error}") };
+    assert_eq!((laid_out, found), (DeviceKind::Conventional, DeviceKind::Zoned));
 }
 
 #[test]

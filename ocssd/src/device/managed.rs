@@ -15,6 +15,7 @@
 //! - Whatever a medium needs a ring for happens on a thread of its own here, since the caller may be on a runtime
 //!   already.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -23,7 +24,7 @@ use crate::device::error::OpenError;
 use crate::device::kind::{DeviceKind, DeviceShape};
 use crate::device::media::DeviceMedia;
 use crate::flash::{FlashDevice, FlashMedia, FlashSliceError};
-use crate::format::{FormatError, FormatOptions};
+use crate::format::{FormatError, FormatOptions, read_superblock};
 use crate::geometry::Geometry;
 use crate::layout::SLICE_CHUNKS_MIN;
 use crate::media::{ChunkState, Media, MediaError};
@@ -111,9 +112,15 @@ impl Raw {
 impl Managed {
     /// Reads the superblock, and compares it with the device. Blocks.
     pub(crate) fn open(path: &Path, raw: Raw) -> Result<Self, OpenError> {
-        let superblock = label_of(path, &raw)?
-            .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
         let found = raw.kind();
+        let superblock = match label_of(path, &raw)? {
+            Ok(superblock) => superblock,
+            // It may be the copy of a device that could be overwritten, or have been one itself.
+            Err(source) => match File::open(path).and_then(|file| read_superblock(&file)) {
+                Ok(Ok(front)) => front,
+                _ => return Err(OpenError::Superblock { path: path.to_path_buf(), source }),
+            },
+        };
         if superblock.kind != found {
             let laid_out = superblock.kind;
             return Err(OpenError::KindDiffers { path: path.to_path_buf(), laid_out, found });
