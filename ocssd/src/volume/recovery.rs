@@ -172,10 +172,11 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         }
     }
     close_uneven_lines(&shared, &report).await?;
-    let state = shared.state.borrow();
-    let left = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
-    let left = left.chain(state.spares.used.iter().copied()).collect::<Vec<_>>();
-    drop(state);
+    let left = {
+        let state = shared.state.borrow();
+        let left = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
+        left.chain(state.spares.used.iter().copied()).collect::<Vec<_>>()
+    };
     for chunk in left.into_iter().filter(|chunk| report[chunk.0 as usize].state == ChunkState::Open) {
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
         let _ = shared.media.finish(chunk).await;
