@@ -791,9 +791,12 @@ impl Model {
         };
         let kept = chunk.failed_at.map_or(kept, |failed_at| kept.min(failed_at));
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
-        let padded = chunk.closed_at.is_some() || chunk.finishing;
-        assert!(padded || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
         let Promises { keeps_open, no_holes, tells_faults, .. } = self.promises;
+        let padded = chunk.closed_at.is_some() || chunk.finishing;
+        assert!(
+            padded || !keeps_open || pointer <= chunk.pointer,
+            "never written up to {pointer}: {info:?}, {chunk:?}"
+        );
         chunk.loose |= pointer > chunk.pointer && !keeps_open;
         let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
         if state == ChunkState::Closed {
@@ -803,6 +806,7 @@ impl Model {
             assert_eq!(state, ChunkState::Closed, "no longer closed: {info:?}, {chunk:?}");
         }
         let covered_end = chunk.covered_end();
+        let owed: Vec<u32> = chunk.promised(at_stake).collect();
         for (at, sector) in (0..).zip(&mut chunk.sectors) {
             let completed = sector.completed_at.is_some();
             if at >= pointer {
@@ -813,14 +817,17 @@ impl Model {
                 sector.undefined |= !completed;
             } else {
                 // A durable write above it moved the write pointer over it.
-                sector.undefined |= !sector.covered && (at < covered_end || !no_holes);
+                sector.undefined |= match no_holes {
+                    true => !sector.covered && at < covered_end,
+                    false => owed.binary_search(&at).is_err(),
+                };
             }
         }
         chunk.phase = Phase::Known(state);
         chunk.pointer = pointer;
         chunk.reset_at.get_or_insert(now);
         if state == ChunkState::Closed {
-            if pointer < geometry.chunk_sectors {
+            if pointer < geometry.chunk_sectors && keeps_open {
                 chunk.closed_at.get_or_insert(now);
             }
         } else {
@@ -831,7 +838,7 @@ impl Model {
             // What a cut left is on the medium.
             chunk.reset_covered = true;
             chunk.survived = pointer;
-            chunk.close_covered = state == ChunkState::Closed;
+            chunk.close_covered |= state == ChunkState::Closed && keeps_open;
         }
     }
 
