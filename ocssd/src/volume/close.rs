@@ -77,15 +77,29 @@ pub(super) fn recovered(stripe: &Stripe, ws_min: u32, members: &[(ChunkState, u3
     }
 }
 
+/// Closes lines beyond the limit of open ones, the fullest first: a power cut may have taken the last sector of a line
+/// that was full, which makes one more that is open.
+pub(super) fn limit_open(lines: &mut [(ChunkState, u32)], max_open: u32) {
+    let mut open: Vec<usize> = (0..lines.len()).filter(|index| lines[*index].0 == ChunkState::Open).collect();
+    if max_open > 0 && open.len() > max_open as usize {
+        open.sort_by_key(|index| (lines[*index].1, *index));
+        for index in open.split_off(max_open as usize) {
+            lines[index].0 = ChunkState::Closed;
+        }
+    }
+}
+
 impl<M: Media> Shared<M> {
     /// [`Media::finish`].
     pub(super) async fn finish(self: &Rc<Self>, chunk: ChunkId) -> Result<(), MediaError> {
         {
             let mut state = self.state.borrow_mut();
-            state.table.check_finish(chunk)?;
-            if let Some(error) = state.broken("finish", chunk.0, 0) {
+            if state.lines.get(chunk.0 as usize).is_some()
+                && let Some(error) = state.broken("finish", chunk.0, 0)
+            {
                 return Err(error);
             }
+            state.table.check_finish(chunk)?;
             let line = &mut state.lines[chunk.0 as usize];
             if line.finishing {
                 let reason = "a finish of the chunk is in flight";
@@ -228,6 +242,15 @@ mod tests {
             "nothing was promised beyond sector 0"
         );
         assert_eq!(line([(Offline, 0), (Offline, 0), (Offline, 0)]), (Closed, 24));
+    }
+
+    #[test]
+    fn the_fullest_lines_beyond_the_limit_are_closed() {
+        let mut lines = [(Open, 3), (Closed, 24), (Open, 23), (Free, 0), (Open, 7), (Open, 7)];
+        limit_open(&mut lines, 0);
+        assert_eq!(lines[2], (Open, 23));
+        limit_open(&mut lines, 2);
+        assert_eq!(lines, [(Open, 3), (Closed, 24), (Closed, 23), (Free, 0), (Open, 7), (Closed, 7)]);
     }
 
     #[test]

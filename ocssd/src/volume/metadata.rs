@@ -41,6 +41,8 @@ pub(super) struct Place {
     pub(super) next_sector: u32,
     /// Whether anything may follow what is there.
     appendable: bool,
+    /// Whether the device counts the chunk as open.
+    open: bool,
 }
 
 /// Why no record can be written any more.
@@ -102,6 +104,18 @@ impl Places {
         }
     }
 
+    /// Whether a chunk is open, and to be written on.
+    pub(super) fn is_open(&self, chunk: ChunkId) -> bool {
+        self.active.iter().flatten().any(|place| place.chunk == chunk && place.open)
+    }
+
+    /// A chunk was closed.
+    fn close(&mut self, chunk: ChunkId) {
+        for place in self.active.iter_mut().flatten().filter(|place| place.chunk == chunk) {
+            place.open = false;
+        }
+    }
+
     /// A chunk is not to be written on: the next record of its place goes to another one if there is one.
     pub(super) fn leave(&mut self, chunk: ChunkId) {
         for place in self.active.iter_mut().flatten().filter(|place| place.chunk == chunk) {
@@ -148,7 +162,7 @@ fn choose(
     let own = places.candidates[index].iter().chain(&places.candidates[1 - index]).copied();
     let mut usable = own.filter(|chunk| Some(*chunk) != other && !defects.contains(chunk));
     let chunk = usable.clone().find(|chunk| Some(*chunk) != current).or_else(|| usable.next())?;
-    Some((Place { chunk, next_sector: 0, appendable: true }, !places.free.contains(&chunk)))
+    Some((Place { chunk, next_sector: 0, appendable: true, open: false }, !places.free.contains(&chunk)))
 }
 
 impl<M: Media> Shared<M> {
@@ -240,11 +254,16 @@ impl<M: Media> Shared<M> {
         let sectors = (bytes.len() / self.limits.sector_bytes) as u32;
         loop {
             let (place, reset, left) = {
-                let state = self.state.borrow();
+                let mut state = self.state.borrow_mut();
+                let state = &mut *state;
                 let chunk_sectors = self.limits.chunk_sectors;
                 let chosen = choose(&state.places, &state.tables.defects, index, sectors, chunk_sectors);
                 let (place, reset) = chosen.ok_or(VolumeError::NoMetadataPlace)?;
-                let left = state.places.active[index].filter(|old| old.chunk != place.chunk);
+                let left = state.places.active[index].filter(|old| old.chunk != place.chunk && old.open);
+                if let Some(left) = left {
+                    state.places.leave(left.chunk);
+                    state.places.close(left.chunk);
+                }
                 (place, reset, left)
             };
             if let Some(left) = left {
@@ -260,13 +279,15 @@ impl<M: Media> Shared<M> {
                 match written {
                     Ok(()) => {
                         let next_sector = place.next_sector + sectors;
-                        state.places.active[index] = Some(Place { next_sector, ..place });
+                        let open = next_sector < self.limits.chunk_sectors;
+                        state.places.active[index] = Some(Place { next_sector, open, ..place });
                         state.places.held[index] = sequence;
                         state.metadata_bytes += bytes.len() as u64;
                     }
                     Err(WriteError::Chunk(blame)) => {
                         // As with any chunk, its next reset judges it, and the second strike is the last.
                         state.places.leave(place.chunk);
+                        state.places.close(place.chunk);
                         state.blame(place.chunk, blame);
                         continue;
                     }
@@ -488,7 +509,8 @@ impl Places {
                 let candidate = left.remove(nth);
                 let appendable = candidate.is_appendable(&assignment.geometry);
                 let next_sector = if appendable { candidate.write_pointer } else { chunk_sectors };
-                this.active[index] = Some(Place { chunk: candidate.chunk, next_sector, appendable });
+                this.active[index] =
+                    Some(Place { chunk: candidate.chunk, next_sector, appendable, open: appendable });
                 this.held[index] = candidate.sequence();
             }
         }
@@ -522,7 +544,7 @@ impl Candidate {
     }
 
     /// Whether the next record may follow what is there.
-    pub(super) fn is_appendable(&self, geometry: &Geometry) -> bool {
+    fn is_appendable(&self, geometry: &Geometry) -> bool {
         self.state == ChunkState::Open && self.is_whole(geometry)
     }
 }

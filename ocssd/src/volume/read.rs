@@ -211,10 +211,17 @@ impl<M: Media> Shared<M> {
             let Some((index, chunk)) = hides else { return };
             let shared = Rc::clone(self);
             self.run(async move {
-                // If it cannot be closed, the read says so.
-                let finished = shared.media.finish(chunk).await.is_ok();
+                let result = shared.media.finish(chunk).await;
                 let mut state = shared.state.borrow_mut();
                 let member = &mut state.lines[line as usize].members[index];
+                // Where a chunk is closed by padding it, the padding may fail, behind what is ours. If it cannot be
+                // closed, the read says so.
+                let finished = match result {
+                    Ok(()) => true,
+                    Err(MediaError::WriteFailed { sector: end, .. })
+                    | Err(MediaError::ClosedEarly { write_pointer: end, .. }) => end >= member.issued(),
+                    Err(_) => false,
+                };
                 member.finishing = false;
                 member.finished |= finished;
                 member.reopened = finished;

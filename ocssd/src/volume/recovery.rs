@@ -19,7 +19,7 @@ use std::rc::Rc;
 use futures_util::stream::{self, StreamExt};
 
 use super::assignment::{Assignment, MemberId, Tables};
-use super::close::recovered;
+use super::close::{limit_open, recovered};
 use super::error::VolumeError;
 use super::jobs::Jobs;
 use super::line::{Health, Limits, Line, Member};
@@ -128,17 +128,23 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         _ if tables.defects.contains(&chunk) => (ChunkState::Offline, 0),
         ChunkInfo { state, write_pointer, .. } => (state, write_pointer),
     };
-    let mut lines = Vec::with_capacity(assignment.lines() as usize);
-    let mut states = Vec::with_capacity(assignment.lines() as usize);
-    for line in 0..assignment.lines() {
-        let chunks: Vec<ChunkId> = (0..assignment.stripe.width)
-            .map(|member| tables.chunk_of(&assignment, MemberId { line, member }))
-            .collect();
-        let members: Vec<(ChunkState, u32)> = chunks.iter().map(|chunk| state_of(*chunk)).collect();
-        let (state, end) = recovered(&assignment.stripe, geometry.ws_min, &members);
-        states.push((state, end));
-        lines.push(found_line(state, &chunks, &members, &limits));
-    }
+    let found_members: Vec<Vec<(ChunkId, (ChunkState, u32))>> = (0..assignment.lines())
+        .map(|line| {
+            let members = (0..assignment.stripe.width).map(|member| MemberId { line, member });
+            members.map(|id| tables.chunk_of(&assignment, id)).map(|chunk| (chunk, state_of(chunk))).collect()
+        })
+        .collect();
+    let as_found = |members: &Vec<(ChunkId, (ChunkState, u32))>| {
+        let members: Vec<(ChunkState, u32)> = members.iter().map(|(_, found)| *found).collect();
+        recovered(&assignment.stripe, geometry.ws_min, &members)
+    };
+    let mut states: Vec<(ChunkState, u32)> = found_members.iter().map(as_found).collect();
+    limit_open(&mut states, assignment.max_open());
+    let lines: Vec<Line> = found_members
+        .iter()
+        .zip(&states)
+        .map(|(members, (state, _))| found_line(*state, members, &limits))
+        .collect();
     let mut spares = Spares::default();
     let mut offline = Vec::new();
     for chunk in tables.unused(&assignment) {
@@ -166,8 +172,11 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         }
     }
     close_uneven_lines(&shared, &report).await?;
-    let left = found.iter().filter(|found| !found.is_appendable(&geometry)).map(|found| found.chunk);
-    let left = left.chain(shared.state.borrow().spares.used.iter().copied()).collect::<Vec<_>>();
+    let left = {
+        let state = shared.state.borrow();
+        let candidates = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
+        candidates.chain(state.spares.used.iter().copied()).collect::<Vec<_>>()
+    };
     for chunk in left.into_iter().filter(|chunk| report[chunk.0 as usize].state == ChunkState::Open) {
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
         let _ = shared.media.finish(chunk).await;
@@ -186,15 +195,13 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
 }
 
 /// A line as its members were found.
-fn found_line(state: ChunkState, chunks: &[ChunkId], members: &[(ChunkState, u32)], limits: &Limits) -> Line {
-    let member = |(chunk, (found, pointer)): (&ChunkId, &(ChunkState, u32))| {
+fn found_line(state: ChunkState, members: &[(ChunkId, (ChunkState, u32))], limits: &Limits) -> Line {
+    let member = |(chunk, (found, pointer)): &(ChunkId, (ChunkState, u32))| {
         let end = match found {
-            ChunkState::Free | ChunkState::Offline => 0,
+            ChunkState::Free => 0,
             ChunkState::Open | ChunkState::Closed => (*pointer).min(limits.chunk_sectors),
+            ChunkState::Offline => return Member::gone(*chunk, limits),
         };
-        if *found == ChunkState::Offline {
-            return Member::gone(*chunk, limits);
-        }
         let mut member = Member::found(*chunk, end, limits);
         member.free = *found == ChunkState::Free;
         member.finished = *found == ChunkState::Closed;
@@ -202,8 +209,8 @@ fn found_line(state: ChunkState, chunks: &[ChunkId], members: &[(ChunkState, u32
             state == ChunkState::Open && limits.hidden > 0 && *found == ChunkState::Open && end > 0;
         member
     };
-    let mut line = Line::new(chunks.iter().zip(members).map(member).collect());
-    if state != ChunkState::Free && members.iter().any(|(found, _)| *found == ChunkState::Offline) {
+    let mut line = Line::new(members.iter().map(member).collect());
+    if state != ChunkState::Free && line.members.iter().any(|member| member.gone) {
         line.mark(NoticeKind::Offline);
     }
     line
