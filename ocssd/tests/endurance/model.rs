@@ -441,6 +441,7 @@ impl Model {
             // Reset meanwhile: its content means nothing.
             return false;
         }
+        let limbo = matches!(state.phase, Phase::Limbo(_));
         if let Err(error) = result {
             let bad = |sector: u32| state.sectors[sector as usize].unreadable;
             match error {
@@ -448,6 +449,8 @@ impl Model {
                     let passing =
                         Injected { fault: Fault::ReadError, chunk, sectors: Some((start, sectors)) };
                     let excused = match error {
+                        // Given up with the reset that may have harmed it.
+                        _ if limbo => true,
                         MediaError::Unreadable { sector, .. } => {
                             (start..start + sectors).contains(sector) && bad(*sector)
                         }
@@ -641,8 +644,9 @@ impl Model {
         for notice in notices {
             if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
                 let chunk = self.chunk(notice.chunk);
-                if chunk.resetting && !chunk.is_offline() {
-                    // A part of it died in its reset, and may be replaced before that ends.
+                let given_up = chunk.resetting || matches!(chunk.phase, Phase::Limbo(_));
+                if given_up && !chunk.is_offline() {
+                    // A part of it died in its reset, and is replaced by that or by the next.
                     continue;
                 }
                 assert!(chunk.is_offline() && !chunk.offline_noticed, "said to be offline: {notice:?}");
@@ -845,7 +849,8 @@ impl Model {
     /// However often it was tried, the sector could not be read.
     pub(crate) fn gave_up(&mut self, chunk: ChunkId, sector: u32) {
         let known = self.chunk(chunk).sectors[sector as usize];
-        assert!(known.unreadable, "sector {sector} of {chunk:?} cannot be read: {known:?}");
+        let limbo = matches!(self.chunk(chunk).phase, Phase::Limbo(_));
+        assert!(known.unreadable || limbo, "sector {sector} of {chunk:?} cannot be read: {known:?}");
         self.tally.detected += 1;
     }
 
