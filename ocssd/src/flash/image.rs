@@ -9,6 +9,10 @@
 //! record of 64 bytes holds one chunk's descriptor and what the device knows beyond it; it is rewritten, alone, with
 //! one `pwrite` whenever the chunk changes, *after* the data it speaks of was transferred.
 //!
+//! A `pwrite` of a record costs about a microsecond (1.5 measured, through the page cache). A mapping would cost less, but
+//! a process that is killed between two stores would leave a record half old and half new, which nothing could tell from
+//! damage.
+//!
 //! Invariants:
 //! - A record is written whole or not when the process dies, since it goes to the page cache in one copy; on the way
 //!   to the disk it stays within one sector. So a record with a bad checksum is damage, not a torn write.

@@ -251,16 +251,17 @@ impl Future for Yields {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::pin::pin;
 
     use super::super::image::Image;
     use super::super::options::FlashOptions;
     use super::super::request::Origin;
     use super::*;
+    use crate::media::ChunkState;
 
-    /// Fails without the wait for what is below: the write would be answered while a cut could still take it.
-    #[test]
-    fn a_durable_write_waits_for_what_is_below_it() {
+    /// A device of 2 chunks a unit in a file, and a port whose transfers go to the file at `to`, or to its own.
+    fn port(to: Option<&str>) -> (Port, tempfile::TempDir) {
         // In the build's folder: a system's `/tmp` may be memory, without direct I/O.
         let program = std::env::current_exe().unwrap();
         let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
@@ -270,18 +271,38 @@ mod tests {
         let opened = Image::open(&path).unwrap();
         let storage = Storage::File(opened.image);
         let controller = Controller::new(opened.options, opened.chunks, storage, opened.state);
-        let port = Port::open(&Arc::new(Shared::new(controller))).unwrap();
+        let mut port = Port::open(&Arc::new(Shared::new(controller))).unwrap();
+        if let Some(to) = to {
+            port.ring = Some(Rc::new(RingFile::new(File::open(to).unwrap())));
+        }
+        (port, folder)
+    }
 
-        let unit = || AlignedBuf::zeroed(4 * 4096);
-        let submit = |sector, durable| {
-            let origin = Origin::Host;
-            let request = WriteRequest { chunk: 0, sector: Some(sector), durable, origin, share: None };
-            port.submit_write(0, &request, &unit()).unwrap()
-        };
+    fn unit() -> AlignedBuf {
+        AlignedBuf::zeroed(4 * 4096)
+    }
+
+    fn submit(port: &Port, sector: u32, durable: bool) -> Rc<WriteTicket> {
+        let origin = Origin::Host;
+        let request = WriteRequest { chunk: 0, sector: Some(sector), durable, origin, share: None };
+        port.submit_write(0, &request, &unit()).unwrap()
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
         let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build().unwrap();
-        runtime.block_on(async {
-            let (first, second) = (submit(0, false), submit(4, true));
+        runtime.block_on(future)
+    }
+
+    /// Fails without the wait for what is below: the write would be answered while a cut could still take it.
+    #[test]
+    fn a_durable_write_waits_for_what_is_below_it() {
+        let (port, _folder) = port(None);
+        run(async {
+            let (first, second) = (submit(&port, 0, false), submit(&port, 4, true));
             port.carry(&second, unit(), 0).await.0.unwrap();
+            // That the chunk ends behind it changes nothing.
+            port.controller().chunks[0].armed.write = true;
+            submit(&port, 8, false);
             let mut answer = pin!(port.end_write(&second, Ok(())));
             // As long as it would take if it did not wait.
             for _ in 0..3 {
@@ -295,5 +316,47 @@ mod tests {
         let mut controller = port.controller();
         controller.cut();
         assert_eq!(controller.chunks[0].write_pointer, 8, "it is durable with what is below it");
+    }
+
+    /// Fails if the chunk goes on behind data that never came.
+    #[test]
+    fn a_failed_transfer_ends_the_chunk() {
+        // It cannot be written.
+        let (port, _folder) = port(Some("/dev/null"));
+        run(async {
+            let (first, second, third) =
+                (submit(&port, 0, false), submit(&port, 4, false), submit(&port, 8, true));
+            let (carried, _) = port.carry(&second, unit(), 0).await;
+            assert!(matches!(port.end_write(&second, carried).await, Err(Refusal::Io(_))));
+            // Those behind it are cut off, whatever becomes of their own data; the one before it is not.
+            assert!(port.end_write(&third, Ok(())).await.is_err());
+            port.controller().land(&first, &unit(), &Ok(()));
+            assert_eq!(port.end_write(&first, Ok(())).await.unwrap(), 0);
+        });
+        let controller = port.controller();
+        let chunk = &controller.chunks[0];
+        assert_eq!((chunk.state, chunk.write_pointer), (ChunkState::Closed, 4));
+        assert_eq!(controller.counters.programmed_bytes, 4 * 4096);
+    }
+
+    #[test]
+    fn a_failed_sync_fails_all_that_follow() {
+        // It cannot be synced.
+        let (port, _folder) = port(Some("/dev/null"));
+        run(async {
+            let units = 0..port.shared.geometry.unit_count();
+            assert!(matches!(port.flush(0, &units).await, Err(Refusal::Io(_))));
+            let port = Port::open(&port.shared).unwrap();
+            assert!(
+                matches!(port.flush(0, &units).await, Err(Refusal::Io(_))),
+                "the kernel forgets, we do not"
+            );
+            let ticket = submit(&port, 0, true);
+            let (carried, _) = port.carry(&ticket, unit(), 0).await;
+            assert!(matches!(port.end_write(&ticket, carried).await, Err(Refusal::Io(_))));
+            let ticket = submit(&port, 4, false);
+            let (carried, _) = port.carry(&ticket, unit(), 0).await;
+            assert_eq!(port.end_write(&ticket, carried).await.unwrap(), 4, "it promises nothing");
+        });
     }
 }

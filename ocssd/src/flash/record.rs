@@ -394,6 +394,27 @@ mod tests {
         assert!(decode_record(&options, &format, 18, &bytes).is_err(), "it is another chunk's");
     }
 
+    /// Fails if a record speaks of data that may never come: after a crash the chunk would hold something else there.
+    #[test]
+    fn a_record_says_what_the_storage_has() {
+        let options = options();
+        let format = AddressFormat::of(&options.geometry);
+        let sectors = options.geometry.chunk_sectors;
+        let mut chunk = Chunk::new(ChunkState::Free, 0, 0, None);
+        chunk.accept(&options.geometry, 1, 8);
+        chunk.accept(&options.geometry, 2, sectors);
+        let recorded = |chunk: &Chunk| {
+            let back =
+                decode_record(&options, &format, 0, &encode_record(&options, &format, 0, chunk)).unwrap();
+            (back.state, back.write_pointer)
+        };
+        assert_eq!(recorded(&chunk), (ChunkState::Free, 0));
+        chunk.land(2);
+        assert_eq!(recorded(&chunk), (ChunkState::Free, 0), "the first of them is missing");
+        chunk.land(1);
+        assert_eq!(recorded(&chunk), (ChunkState::Closed, sectors));
+    }
+
     #[test]
     fn records_that_cannot_be_are_refused() {
         let options = options();

@@ -271,7 +271,7 @@ impl Controller {
         let chunk = &self.chunks[ticket.chunk as usize];
         self.check_life(ticket.life).is_err()
             || chunk.state == ChunkState::Offline
-            || chunk.stop.is_some()
+            || chunk.write_pointer < ticket.end
             || chunk.landed() >= ticket.end
     }
 

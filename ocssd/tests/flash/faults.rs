@@ -308,3 +308,24 @@ fn reads_stop_at_what_was_answered() {
     assert_eq!(read(&media, 0, 4, 1).unwrap(), [2]);
     flush(&media);
 }
+
+#[test]
+fn what_is_armed_strikes_once_and_ends_with_the_power() {
+    let media = whole(plain());
+    let arm = |chunk| {
+        media.fail_next_write_of(ChunkId(chunk));
+        media.close_early(ChunkId(chunk));
+        media.fail_next_reset_of(ChunkId(chunk));
+    };
+    arm(0);
+    media.power_on();
+    write(&media, 0, 0, 32, 1).unwrap();
+    reset(&media, 0).unwrap();
+    arm(1);
+    assert!(matches!(write(&media, 1, 0, 4, 1), Err(MediaError::ClosedEarly { .. })));
+    assert!(matches!(reset(&media, 1), Err(MediaError::Offline { .. })));
+    media.close_early(ChunkId(2));
+    write(&media, 2, 0, 4, 1).unwrap_err();
+    reset(&media, 2).unwrap();
+    write(&media, 2, 0, 32, 1).unwrap();
+}

@@ -110,11 +110,13 @@ pub(crate) fn broken_rule<T>(result: Result<T, MediaError>) -> &'static str {
     }
 }
 
-/// Seeds to try: `TERRANE_SEED` alone, or so many.
-pub(crate) fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("TERRANE_SEED") {
-        Ok(seed) => vec![seed.parse().expect("TERRANE_SEED is a number")],
-        Err(_) => (0..count).collect(),
+/// Seeds to try: `TERRANE_SEED` alone, or `TERRANE_RUNS` of them, or so many.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let number =
+        |name| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number is asked for"));
+    match number("TERRANE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TERRANE_RUNS").unwrap_or(count),
     }
 }
 

@@ -101,6 +101,42 @@ fn a_durable_write_saves_what_is_below_it() {
     assert_eq!(pointers(&options(), durable), BTreeSet::from([4, 8, 12, 16]));
 }
 
+/// Fails if a flush counts for what was written after it began, in a later life of the chunk.
+#[test]
+fn a_flush_covers_what_was_there_when_it_began() {
+    let mut left = BTreeSet::new();
+    for seed in 0..64 {
+        let media = whole(FlashOptions { seed, yields_max: 200, ..plain() });
+        write(&media, 1, 0, 16, 1).unwrap();
+        let other = media.clone();
+        let mut late = Box::pin(other.flush());
+        if block_on(poll_fn(|context| Poll::Ready(late.as_mut().poll(context).is_ready()))) {
+            continue;
+        }
+        reset(&media, 1).unwrap();
+        write(&media, 1, 0, 16, 2).unwrap();
+        block_on(late).unwrap();
+        cut(&media);
+        left.insert(state(&media, 1).1);
+    }
+    assert_eq!(left, BTreeSet::from([0, 4, 8, 12, 16]));
+}
+
+#[test]
+fn a_flush_is_of_its_own_slice() {
+    let lost = (0..64).any(|seed| {
+        let device = crate::harness::device(FlashOptions { seed, ..plain() });
+        let (first, second) = (device.slice(0, 2).unwrap(), device.slice(1, 2).unwrap());
+        write(&first, 1, 0, 16, 1).unwrap();
+        write(&second, 1, 0, 16, 1).unwrap();
+        flush(&second);
+        second.power_on();
+        assert_eq!(state(&second, 1).1, 16);
+        device.report()[1].write_pointer < 16
+    });
+    assert!(lost);
+}
+
 #[test]
 fn a_reset_under_way_was_done_or_not() {
     let mut outcomes = BTreeSet::new();
@@ -217,7 +253,7 @@ fn no_cut_takes_what_is_durable() {
             Endurance { erases_mean: 60, variation: 0.2, program_failure: odds, early_close: odds };
         let base = if rng.random_bool(0.5) { options() } else { plain() };
         let protected_buffer = rng.random_bool(0.5);
-        let media = whole(FlashOptions { seed, endurance, protected_buffer, yields_max: 1, ..base });
+        let media = whole(FlashOptions { seed, endurance, protected_buffer, yields_max: 3, ..base });
         let hidden = if protected_buffer { 0 } else { media.geometry().mw_cunits as usize / 4 };
         let mut models: BTreeMap<u32, Model> = (0..16).map(|chunk| (chunk, Model::default())).collect();
         for _ in 0..6 {
@@ -266,6 +302,7 @@ fn step(media: &FlashMedia, rng: &mut Pcg64Mcg, models: &mut BTreeMap<u32, Model
                 Err(other) => panic!("{other}"),
             }
         }
+        (ChunkState::Free | ChunkState::Open, 7) => burst(media, rng, chunk, info.write_pointer, model),
         (ChunkState::Closed, 0..3) => {
             model.resetting = true;
             match block_on(media.reset(ChunkId(chunk))) {
@@ -282,6 +319,48 @@ fn step(media: &FlashMedia, rng: &mut Pcg64Mcg, models: &mut BTreeMap<u32, Model
             }
         }
         _ => {}
+    }
+}
+
+/// Several writes of one chunk at once, each of one unit, so that a cut meets some in flight.
+fn burst(media: &FlashMedia, rng: &mut Pcg64Mcg, chunk: u32, from: u32, model: &mut Model) {
+    let count = rng.random_range(1..=4).min((32 - from) / 4);
+    model.sent.truncate(from as usize / 4);
+    let mut writes = Vec::new();
+    for at in 0..count {
+        let byte = rng.random();
+        model.sent.push(byte);
+        writes.push(Box::pin(media.write(
+            ChunkId(chunk),
+            from + 4 * at,
+            filled(4, byte),
+            Durability::Volatile,
+        )));
+    }
+    let mut ended: Vec<Option<Result<(), MediaError>>> = (0..count).map(|_| None).collect();
+    block_on(poll_fn(|context| {
+        for (write, ended) in writes.iter_mut().zip(&mut ended) {
+            if ended.is_none()
+                && let Poll::Ready((result, _)) = write.as_mut().poll(context)
+            {
+                *ended = Some(result);
+            }
+        }
+        if ended.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    for result in ended.into_iter().flatten() {
+        match result {
+            Ok(()) => model.acknowledged += 1,
+            Err(MediaError::PowerLost) => return,
+            Err(
+                MediaError::WriteFailed { sector: end, .. }
+                | MediaError::ClosedEarly { write_pointer: end, .. },
+            ) => {
+                model.sent.truncate(end as usize / 4);
+                assert_eq!(model.acknowledged, model.sent.len(), "all before the failed one are there");
+            }
+            Err(other) => panic!("{other}"),
+        }
     }
 }
 

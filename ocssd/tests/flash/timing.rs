@@ -138,3 +138,15 @@ fn without_a_clock_no_time_passes() {
     let media = media.slice(0, 1).unwrap();
     assert_eq!(time.run(write(&media, 0, 4)).1, Duration::ZERO);
 }
+
+#[test]
+fn a_device_is_idle_when_its_power_returns() {
+    let (media, time) = timed();
+    let mut erase = Box::pin(media.reset(ChunkId(0)));
+    time.run(poll_fn(|context| {
+        assert!(erase.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    }));
+    media.power_on();
+    assert_eq!(time.run(write(&media, 1, 4)).1, TRANSFER + PROGRAM);
+}
