@@ -37,11 +37,9 @@ impl<M: Media> Shared<M> {
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            if let Some(line) = state.lines.get(chunk.0 as usize) {
-                if line.finishing {
-                    let reason = "a finish of the chunk is in flight";
-                    return Err(MediaError::Rule { operation: "reset", chunk, sector: 0, reason });
-                }
+            if state.lines.get(chunk.0 as usize).is_some_and(|line| line.finishing) {
+                let reason = "a finish of the chunk is in flight";
+                return Err(MediaError::Rule { operation: "reset", chunk, sector: 0, reason });
             }
             state.table.begin_reset(chunk)?;
             state.counters.resets += 1;
