@@ -1,8 +1,8 @@
 //! The metadata's two places, and how a record gets into both.
 //!
 //! A place is a chunk in which records are appended, each padded to the smallest write and, behind that, by twice
-//! `mw_cunits` sectors: a power cut may take the last `mw_cunits` of an open chunk, and of what is left the device hides
-//! as many from a reader. The candidates for both places are
+//! `mw_cunits` sectors: a power cut may take the first half of that, and the device then hides the other one; the record
+//! is before both. The candidates for both places are
 //! few and fixed (see [`assignment`](super::assignment)): recovery looks at all of them, and needs no pointer to find
 //! one that took the place of another.
 //!
@@ -267,9 +267,7 @@ impl<M: Media> Shared<M> {
                 (place, reset, left)
             };
             if let Some(left) = left {
-                // It counts as open for the device until it is closed, and there may be no room for another. If it
-                // cannot be, or is closed already, nothing depends on it.
-                self.state.borrow_mut().places.leave(left.chunk);
+                // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
                 let _ = self.media.finish(left.chunk).await;
             }
             let written = self.write_at(place, reset, bytes).await;
@@ -330,14 +328,14 @@ impl<M: Media> Shared<M> {
     }
 }
 
-/// Sectors of a record's write: padded to the smallest write, and far enough that the device can return it and keeps it
+/// Sectors of a record's write: padded to the smallest write, and far enough that the device keeps it and can return it
 /// while the chunk is open.
 pub(super) fn padded_sectors(geometry: &Geometry, record_bytes: usize) -> u32 {
     let record = record_bytes.div_ceil(geometry.sector_bytes as usize) as u32;
     record.next_multiple_of(geometry.ws_min) + padding_sectors(geometry)
 }
 
-/// Sectors behind a record: those that a power cut may take, and those that are hidden below what it left.
+/// Sectors of padding behind a record: what a power cut may take, and what the device then hides.
 fn padding_sectors(geometry: &Geometry) -> u32 {
     2 * geometry.mw_cunits.next_multiple_of(geometry.ws_min)
 }

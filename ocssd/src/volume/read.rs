@@ -214,17 +214,9 @@ impl<M: Media> Shared<M> {
                 let result = shared.media.finish(chunk).await;
                 let mut state = shared.state.borrow_mut();
                 let member = &mut state.lines[line as usize].members[index];
-                // Where a chunk is closed by padding it, the padding may fail, behind what is ours. If it cannot be
-                // closed, the read says so.
-                let finished = match result {
-                    Ok(()) => true,
-                    Err(MediaError::WriteFailed { sector: end, .. })
-                    | Err(MediaError::ClosedEarly { write_pointer: end, .. }) => end >= member.issued(),
-                    Err(_) => false,
-                };
-                member.finishing = false;
-                member.finished |= finished;
-                member.reopened = finished;
+                member.note_finish(&result, &shared.limits);
+                // If it could not be closed the read says so, and so does the next write.
+                member.finished = true;
                 drop(state);
                 shared.jobs.notify();
             })

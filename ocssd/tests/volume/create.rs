@@ -142,7 +142,7 @@ fn an_older_record_is_not_taken_for_the_newest() {
     assert_eq!(bench.volume.status().remapped, 1);
     let device = bench.device.clone();
     drop(bench);
-    // The second record of each place follows one sector, its partner, and twice six of padding.
+    // The second record of each place follows one sector, its partner, and twelve of padding.
     for chunk in [0, 9] {
         device.sim.corrupt(ChunkId(chunk), 14, 20);
     }
