@@ -174,8 +174,8 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
     close_uneven_lines(&shared, &report).await?;
     let left = {
         let state = shared.state.borrow();
-        let left = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
-        left.chain(state.spares.used.iter().copied()).collect::<Vec<_>>()
+        let candidates = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
+        candidates.chain(state.spares.used.iter().copied()).collect::<Vec<_>>()
     };
     for chunk in left.into_iter().filter(|chunk| report[chunk.0 as usize].state == ChunkState::Open) {
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.

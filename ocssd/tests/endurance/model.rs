@@ -441,6 +441,7 @@ impl Model {
             // Reset meanwhile: its content means nothing.
             return false;
         }
+        let limbo = matches!(state.phase, Phase::Limbo(_));
         if let Err(error) = result {
             let bad = |sector: u32| state.sectors[sector as usize].unreadable;
             match error {
@@ -448,6 +449,8 @@ impl Model {
                     let passing =
                         Injected { fault: Fault::ReadError, chunk, sectors: Some((start, sectors)) };
                     let excused = match error {
+                        // Given up with the reset that may have harmed it.
+                        _ if limbo => true,
                         MediaError::Unreadable { sector, .. } => {
                             (start..start + sectors).contains(sector) && bad(*sector)
                         }
@@ -641,8 +644,9 @@ impl Model {
         for notice in notices {
             if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
                 let chunk = self.chunk(notice.chunk);
-                if chunk.resetting && !chunk.is_offline() {
-                    // A part of it died in its reset, and may be replaced before that ends.
+                let given_up = chunk.resetting || matches!(chunk.phase, Phase::Limbo(_));
+                if given_up && !chunk.is_offline() {
+                    // A part of it died in its reset, and is replaced by that or by the next.
                     continue;
                 }
                 assert!(chunk.is_offline() && !chunk.offline_noticed, "said to be offline: {notice:?}");
@@ -791,9 +795,12 @@ impl Model {
         };
         let kept = chunk.failed_at.map_or(kept, |failed_at| kept.min(failed_at));
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
-        let padded = chunk.closed_at.is_some() || chunk.finishing;
-        assert!(padded || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
         let Promises { keeps_open, no_holes, tells_faults, .. } = self.promises;
+        let padded = chunk.closed_at.is_some() || chunk.finishing;
+        assert!(
+            padded || !keeps_open || pointer <= chunk.pointer,
+            "never written up to {pointer}: {info:?}, {chunk:?}"
+        );
         chunk.loose |= pointer > chunk.pointer && !keeps_open;
         let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
         if state == ChunkState::Closed {
@@ -803,6 +810,7 @@ impl Model {
             assert_eq!(state, ChunkState::Closed, "no longer closed: {info:?}, {chunk:?}");
         }
         let covered_end = chunk.covered_end();
+        let owed: Vec<u32> = chunk.promised(at_stake).collect();
         for (at, sector) in (0..).zip(&mut chunk.sectors) {
             let completed = sector.completed_at.is_some();
             if at >= pointer {
@@ -813,14 +821,17 @@ impl Model {
                 sector.undefined |= !completed;
             } else {
                 // A durable write above it moved the write pointer over it.
-                sector.undefined |= !sector.covered && (at < covered_end || !no_holes);
+                sector.undefined |= match no_holes {
+                    true => !sector.covered && at < covered_end,
+                    false => owed.binary_search(&at).is_err(),
+                };
             }
         }
         chunk.phase = Phase::Known(state);
         chunk.pointer = pointer;
         chunk.reset_at.get_or_insert(now);
         if state == ChunkState::Closed {
-            if pointer < geometry.chunk_sectors {
+            if pointer < geometry.chunk_sectors && keeps_open {
                 chunk.closed_at.get_or_insert(now);
             }
         } else {
@@ -831,14 +842,15 @@ impl Model {
             // What a cut left is on the medium.
             chunk.reset_covered = true;
             chunk.survived = pointer;
-            chunk.close_covered = state == ChunkState::Closed;
+            chunk.close_covered |= state == ChunkState::Closed && keeps_open;
         }
     }
 
     /// However often it was tried, the sector could not be read.
     pub(crate) fn gave_up(&mut self, chunk: ChunkId, sector: u32) {
         let known = self.chunk(chunk).sectors[sector as usize];
-        assert!(known.unreadable, "sector {sector} of {chunk:?} cannot be read: {known:?}");
+        let limbo = matches!(self.chunk(chunk).phase, Phase::Limbo(_));
+        assert!(known.unreadable || limbo, "sector {sector} of {chunk:?} cannot be read: {known:?}");
         self.tally.detected += 1;
     }
 

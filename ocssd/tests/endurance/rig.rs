@@ -13,8 +13,8 @@ use terrane_ocssd::sim::Injected;
 pub(crate) struct Promises {
     /// It knows its write pointers after a start.
     pub(crate) tracks_pointers: bool,
-    /// What nothing covered is right all the same if it is below a write pointer after a cut, and above all that is
-    /// covered. Otherwise it may be anything.
+    /// What is not promised is right all the same if it is below a write pointer after a cut: what was covered, and
+    /// what is above all that was covered. Otherwise it may be anything.
     pub(crate) no_holes: bool,
     /// What was acknowledged as volatile survives the death of the host's process, if the power stays.
     pub(crate) restart_keeps_volatile: bool,

@@ -19,6 +19,7 @@ use crate::rig::{Promises, Rig, block_on};
 pub(crate) trait Device: Media + Clone {
     fn crash_after(&self, n: u64);
     fn power_cut(&self);
+    fn has_power(&self) -> bool;
     fn power_on(&self);
     fn restart(&self);
     fn take_faults(&self) -> Vec<Injected>;
@@ -31,6 +32,10 @@ impl Device for SimMedia {
 
     fn power_cut(&self) {
         self.power_cut();
+    }
+
+    fn has_power(&self) -> bool {
+        self.has_power()
     }
 
     fn power_on(&self) {
@@ -53,6 +58,10 @@ impl Device for FlashMedia {
 
     fn power_cut(&self) {
         self.power_cut();
+    }
+
+    fn has_power(&self) -> bool {
+        self.has_power()
     }
 
     fn power_on(&self) {
@@ -160,6 +169,8 @@ impl<D: Device> VolumeRig<D> {
                 self.device.crash_after(self.rng.random_range(1..=40));
             }
             match block_on(Volume::open(self.device.clone())) {
+                // It may be open before it knows.
+                Ok(_) if !self.device.has_power() => self.device.power_on(),
                 Ok(volume) => {
                     // Not in the middle of what follows, where nobody expects it.
                     self.device.crash_after(u64::MAX / 2);

@@ -102,7 +102,15 @@ impl Faulty {
     pub(crate) fn new(geometry: Geometry, seed: u64, yields_max: u32) -> Self {
         // Odd seeds keep old content behind a reset, even ones zero it: each shows what the other hides.
         let stale = !seed.is_multiple_of(2);
-        let options = SimOptions { seed, yields_max, conventional: false, stale, ..SimOptions::default() };
+        // What of its buffer dies with the power is decided here.
+        let options = SimOptions {
+            seed,
+            yields_max,
+            conventional: false,
+            stale,
+            protected_buffer: true,
+            ..SimOptions::default()
+        };
         let plan =
             Plan { lose_buffer: true, rng: Some(Pcg64Mcg::seed_from_u64(seed ^ 1)), ..Plan::default() };
         Self {
