@@ -163,20 +163,14 @@ impl<M: Media> Shared<M> {
     fn finished(self: &Rc<Self>, line: u32, index: usize, result: Result<(), MediaError>) {
         let mut state = self.state.borrow_mut();
         let member = &mut state.lines[line as usize].members[index];
-        member.finishing = false;
-        match result {
-            Ok(()) => {
-                member.finished = true;
-                member.forget_readable(&self.limits);
-            }
-            Err(error) => {
-                let verdict = super::line::verdict(&mut vec![error]);
-                drop(state);
-                match verdict {
-                    Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
-                    Err(broken) => self.give_up(line, index, Remains::Done, broken),
-                }
-            }
+        if member.note_finish(&result, &self.limits) {
+            return;
+        }
+        let verdict = super::line::verdict(&mut result.err().into_iter().collect());
+        drop(state);
+        match verdict {
+            Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
+            Err(broken) => self.give_up(line, index, Remains::Done, broken),
         }
     }
 

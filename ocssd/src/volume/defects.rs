@@ -94,13 +94,14 @@ impl<M: Media> Shared<M> {
         };
         let (source, end, finished) = self.jobs.wait(undisturbed).await;
         if blame.is_none() && !finished {
-            match self.media.finish(source).await {
-                // Not said of a chunk that failed: it may have lost what it hid, and memory must keep that.
-                Ok(()) => self.state.borrow_mut().lines[line as usize].members[index].finished = true,
-                Err(MediaError::WriteFailed { .. } | MediaError::ClosedEarly { .. }) => {
-                    blame = Some(Blame::Strike)
-                }
-                Err(error) => return Err(broken_by(&error)),
+            let result = self.media.finish(source).await;
+            let mut state = self.state.borrow_mut();
+            // This is not said of a chunk that failed: it may have lost what it hid, and memory must keep that.
+            let closed = state.lines[line as usize].members[index].note_finish(&result, &self.limits);
+            match result {
+                Err(error) if !closed => return Err(broken_by(&error)),
+                Err(_) => blame = Some(Blame::Strike),
+                Ok(()) => {}
             }
         }
         loop {
@@ -133,7 +134,7 @@ impl<M: Media> Shared<M> {
             let member = &mut state.lines[line as usize].members[index];
             let left = member.move_to(target, kept, &self.limits);
             if left == member.recorded {
-                member.blame = blame;
+                member.blame = blame.or(member.blame);
             } else {
                 if let Some(blame) = blame {
                     state.blame(left, blame);

@@ -242,6 +242,30 @@ impl Member {
         self.finished || self.done == limits.chunk_sectors
     }
 
+    /// A finish of the chunk ended. True if it is closed, with all that was issued in it: a device that pads may fail to
+    /// program the padding, which costs the chunk a strike and harms nothing.
+    pub(super) fn note_finish(&mut self, result: &Result<(), MediaError>, limits: &Limits) -> bool {
+        self.finishing = false;
+        let closed = match result {
+            Ok(()) => true,
+            Err(
+                MediaError::WriteFailed { sector: end, .. }
+                | MediaError::ClosedEarly { write_pointer: end, .. },
+            ) => {
+                if !self.is_unrecorded() {
+                    self.blame = Some(Blame::Strike);
+                }
+                *end >= self.issued
+            }
+            Err(_) => false,
+        };
+        if closed {
+            self.finished = true;
+            self.forget_readable(limits);
+        }
+        closed
+    }
+
     /// Frees the memory of what the device can return.
     pub(super) fn forget_readable(&mut self, limits: &Limits) {
         let hidden = if self.is_closed(limits) { 0 } else { limits.hidden };

@@ -1,7 +1,8 @@
 //! The metadata's two places, and how a record gets into both.
 //!
-//! A place is a chunk in which records are appended, each padded to the smallest write and, behind that, by `mw_cunits`
-//! sectors, so that it can be read and outlives a power cut while the chunk is open. The candidates for both places are
+//! A place is a chunk in which records are appended, each padded to the smallest write and, behind that, by twice
+//! `mw_cunits` sectors: a power cut may take the first half of that, and the device then hides the other one; the record
+//! is before both. The candidates for both places are
 //! few and fixed (see [`assignment`](super::assignment)): recovery looks at all of them, and needs no pointer to find
 //! one that took the place of another.
 //!
@@ -327,11 +328,16 @@ impl<M: Media> Shared<M> {
     }
 }
 
-/// Sectors of a record's write: padded to the smallest write, and far enough that the device can return it and keeps it
+/// Sectors of a record's write: padded to the smallest write, and far enough that the device keeps it and can return it
 /// while the chunk is open.
 pub(super) fn padded_sectors(geometry: &Geometry, record_bytes: usize) -> u32 {
     let record = record_bytes.div_ceil(geometry.sector_bytes as usize) as u32;
-    record.next_multiple_of(geometry.ws_min) + geometry.mw_cunits.next_multiple_of(geometry.ws_min)
+    record.next_multiple_of(geometry.ws_min) + padding_sectors(geometry)
+}
+
+/// Sectors of padding behind a record: what a power cut may take, and what the device then hides.
+fn padding_sectors(geometry: &Geometry) -> u32 {
+    2 * geometry.mw_cunits.next_multiple_of(geometry.ws_min)
 }
 
 /// What recovery found in one candidate.
@@ -527,8 +533,7 @@ impl Candidate {
     /// the device does not show it yet, and come to light when the chunk is closed.
     fn is_whole(&self, geometry: &Geometry) -> bool {
         let clean = self.scan.damage.is_none() && !self.scan.torn;
-        let padding = geometry.mw_cunits.next_multiple_of(geometry.ws_min);
-        let end = (self.scan.end / geometry.sector_bytes as usize) as u32 + padding;
+        let end = (self.scan.end / geometry.sector_bytes as usize) as u32 + padding_sectors(geometry);
         match self.state {
             ChunkState::Free | ChunkState::Offline => true,
             ChunkState::Closed => clean,

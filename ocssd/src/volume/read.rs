@@ -211,13 +211,12 @@ impl<M: Media> Shared<M> {
             let Some((index, chunk)) = hides else { return };
             let shared = Rc::clone(self);
             self.run(async move {
-                // If it cannot be closed, the read says so.
-                let finished = shared.media.finish(chunk).await.is_ok();
+                let result = shared.media.finish(chunk).await;
                 let mut state = shared.state.borrow_mut();
                 let member = &mut state.lines[line as usize].members[index];
-                member.finishing = false;
-                member.finished |= finished;
-                member.reopened = finished;
+                member.note_finish(&result, &shared.limits);
+                // If it could not be closed the read says so, and so does the next write.
+                member.finished = true;
                 drop(state);
                 shared.jobs.notify();
             })

@@ -233,11 +233,14 @@ async fn close_uneven_lines<M: Media>(
         }
     }
     for (line, nth, chunk) in open {
-        match shared.media.finish(chunk).await {
-            Ok(()) => shared.state.borrow_mut().lines[line].members[nth].finished = true,
-            Err(MediaError::PowerLost) => return Err(MediaError::PowerLost),
+        let result = shared.media.finish(chunk).await;
+        if matches!(result, Err(MediaError::PowerLost)) {
+            return result;
+        }
+        let mut state = shared.state.borrow_mut();
+        if !state.lines[line].members[nth].note_finish(&result, &shared.limits) {
             // What it hides cannot be read then: better moved while the rest can.
-            Err(_) => shared.state.borrow_mut().lines[line].mark(NoticeKind::Offline),
+            state.lines[line].mark(NoticeKind::Offline);
         }
     }
     Ok(())

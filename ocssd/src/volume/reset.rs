@@ -123,12 +123,9 @@ impl<M: Media> Shared<M> {
                 let state = &mut *state;
                 let member = &mut state.lines[line as usize].members[index];
                 let chunk = member.chunk;
-                if chunk == member.recorded {
-                    // It is judged here.
-                    member.blame = None;
-                }
-                // A chunk that failed and could not be evacuated is still here: it has its strike now.
-                let failed = member.health == Health::Lost;
+                // A chunk that failed and was not evacuated is still here: it has its strike now.
+                let blamed = chunk == member.recorded && member.blame.take().is_some();
+                let failed = blamed || member.health == Health::Lost;
                 let strikes = state.tables.strikes.get(&chunk).copied().unwrap_or(0) + u32::from(failed);
                 if reset && strikes < STRIKES_MAX {
                     if failed {

@@ -295,9 +295,9 @@ impl<M: Media> Shared<M> {
             };
             if let Some(chunk) = open {
                 // If it fails, the chunk stays open, and what it hides stays in memory.
-                let finished = self.media.finish(chunk).await.is_ok();
+                let result = self.media.finish(chunk).await;
                 let mut state = self.state.borrow_mut();
-                state.lines[line as usize].members[index].finished = finished;
+                state.lines[line as usize].members[index].note_finish(&result, &self.limits);
             }
         }
         let mut guard = self.state.borrow_mut();

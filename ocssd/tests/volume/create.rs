@@ -142,12 +142,12 @@ fn an_older_record_is_not_taken_for_the_newest() {
     assert_eq!(bench.volume.status().remapped, 1);
     let device = bench.device.clone();
     drop(bench);
-    // The second record of each place follows one sector, its partner, and six of padding.
+    // The second record of each place follows one sector, its partner, and twelve of padding.
     for chunk in [0, 9] {
-        device.sim.corrupt(ChunkId(chunk), 8, 20);
+        device.sim.corrupt(ChunkId(chunk), 14, 20);
     }
     assert!(matches!(open(&device), Err(VolumeError::Damaged(_))));
-    device.sim.corrupt(ChunkId(9), 8, 20);
+    device.sim.corrupt(ChunkId(9), 14, 20);
     device.power_cycle();
     assert_eq!(open(&device).unwrap().status().remapped, 1);
 }

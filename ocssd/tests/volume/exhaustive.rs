@@ -4,7 +4,7 @@ use terrane_ocssd::{AlignedBuf, ChunkId, Durability, Media, MediaError, Volume};
 
 use crate::faulty::{Fault, block_on};
 use crate::model::{SECTOR, content};
-use crate::{Bench, geometry, is_no_spare};
+use crate::{Bench, Told, geometry, is_no_spare};
 
 use Durability::{Durable, Volatile};
 
@@ -53,6 +53,7 @@ fn a_chunk_fails_at_every_write() {
     for fault in [Fault::Failed, Fault::FailedWithBuffer, Fault::ClosedEarly] {
         for n in 1..=device_writes() {
             for seed in 0..4 {
+                let _told = Told(format!("{fault:?} at write {n}, seed {seed}"));
                 let bench = Bench::new(geometry(), seed, (seed % 3) as u32);
                 bench.device.fail_write(n, fault);
                 run(&bench).unwrap_or_else(|error| panic!("{fault:?} at write {n}: {error}"));
@@ -71,6 +72,7 @@ fn a_chunk_fails_at_every_write() {
 fn two_chunks_fail_one_after_the_other() {
     for n in 1..=device_writes() {
         for second in 1..8 {
+            let _told = Told(format!("writes {n} and {}", n + second));
             let bench = Bench::new(geometry(), n, 1);
             bench.device.fail_write(n, Fault::FailedWithBuffer);
             bench.device.fail_write(n + second, Fault::ClosedEarly);
@@ -149,7 +151,7 @@ fn the_power_goes_at_every_operation() {
                     bench.device.fail_write(n, Fault::FailedWithBuffer);
                 }
                 bench.device.sim.crash_after(cut);
-                println!("fault {fault:?}, seed {seed}, cut {cut}");
+                let _told = Told(format!("fault at write {fault:?}, seed {seed}, cut at operation {cut}"));
                 let ended = run(&bench);
                 assert!(matches!(ended, Err(MediaError::PowerLost)), "{ended:?}");
                 let bench = bench.power_cycle();
@@ -168,6 +170,7 @@ fn the_power_goes_again_at_every_operation_of_recovery() {
         let all = operations(seed, Some(fault));
         for first in (1..=all).step_by(3) {
             for second in 1.. {
+                let _told = Told(format!("seed {seed}, cuts at operations {first} and then {second}"));
                 let bench = Bench::new(geometry(), seed, 0);
                 bench.device.fail_write(fault, Fault::FailedWithBuffer);
                 bench.device.sim.crash_after(first);
@@ -197,6 +200,7 @@ fn the_power_goes_again_at_every_operation_of_recovery() {
 fn the_power_goes_while_metadata_moves() {
     for seed in 0..2 {
         for cut in 1..10_000 {
+            let _told = Told(format!("seed {seed}, cut at operation {cut}"));
             let mut bench = Bench::new(geometry(), seed, 0);
             bench.device.sim.crash_after(cut);
             let mut whole = true;

@@ -3,6 +3,7 @@
 mod create;
 mod exhaustive;
 mod faulty;
+mod flash;
 mod model;
 mod races;
 mod random;
@@ -127,6 +128,17 @@ impl Bench {
     }
 }
 
+/// Says where a test was when it failed.
+pub(crate) struct Told(pub(crate) String);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0);
+        }
+    }
+}
+
 /// Polls once.
 pub(crate) fn poll<T>(future: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     future.poll(&mut Context::from_waker(Waker::noop()))
@@ -154,8 +166,9 @@ pub(crate) fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>)
         {
             second = Some(value);
         }
-        if first.is_some() && second.is_some() {
-            return (first.unwrap(), second.unwrap());
+        match (first, second) {
+            (Some(first), Some(second)) => return (first, second),
+            unfinished => (first, second) = unfinished,
         }
     }
     panic!("they wait for something that never comes");

@@ -3,8 +3,6 @@
 
 use terrane_ocssd::{AlignedBuf, ChunkId, ChunkState, Durability, Media, MediaError, Volume};
 
-use crate::faulty::Faulty;
-
 pub(crate) const SECTOR: usize = 512;
 
 /// What the host knows of a line.
@@ -30,6 +28,8 @@ pub(crate) struct LineModel {
 pub(crate) struct Model {
     pub(crate) lines: Vec<LineModel>,
     pub(crate) lag: u32,
+    /// The device pads chunks that it is to close, with zeros, and recovery closes chunks.
+    pub(crate) pads: bool,
 }
 
 /// The one right content of sectors.
@@ -44,10 +44,10 @@ pub(crate) fn content(line: u32, life: u64, sector: u32, sectors: u32) -> Aligne
 }
 
 impl Model {
-    pub(crate) fn of(volume: &Volume<Faulty>) -> Self {
+    pub(crate) fn of<M: Media>(volume: &Volume<M>) -> Self {
         let geometry = volume.geometry();
         let lines = vec![LineModel::default(); geometry.chunks as usize];
-        Self { lines, lag: geometry.mw_cunits }
+        Self { lines, lag: geometry.mw_cunits, pads: false }
     }
 
     /// A flush that began when this much was acknowledged has ended.
@@ -76,7 +76,7 @@ impl Model {
     }
 
     /// Checks a volume that was just opened, and goes on from there.
-    pub(crate) async fn check_opened(&mut self, volume: &Volume<Faulty>) {
+    pub(crate) async fn check_opened<M: Media>(&mut self, volume: &Volume<M>) {
         let report = volume.report().await.unwrap();
         let whole = volume.geometry().chunk_sectors;
         for (index, (info, line)) in report.iter().zip(&mut self.lines).enumerate() {
@@ -88,19 +88,24 @@ impl Model {
                 *line = LineModel { stopped: true, life: line.life, ..LineModel::default() };
                 continue;
             }
-            assert!(
-                end <= whole && end <= line.written.max(if line.resetting { whole } else { 0 }),
-                "{told}"
-            );
+            let most = if line.resetting || self.pads { whole } else { line.written };
+            assert!(end <= most, "{told}");
             assert!(line.resetting || end >= line.promised, "lost what was promised: {told}");
             // A reset that was cut short may have taken a chunk that cannot be erased.
             let gone = line.resetting && reads_fail(volume, index, end).await;
+            let pointer = end;
+            let end = match self.pads && !gone {
+                true => before_padding(volume, index, line.life, end).await,
+                false => end,
+            };
+            assert!(line.resetting || end >= line.promised, "padding in place of what was promised: {told}");
             if !gone {
                 check(volume, index, line.life, end).await;
             }
             line.written = end;
             line.acknowledged = end;
-            line.closed = info.state == ChunkState::Closed;
+            // What was padded in part can be written on behind that; here it is not.
+            line.closed = info.state == ChunkState::Closed || end < pointer;
             line.closing = line.closed;
             line.stopped = false;
             if end == 0 {
@@ -110,7 +115,7 @@ impl Model {
     }
 
     /// Checks all that was acknowledged on an open volume.
-    pub(crate) async fn check_all(&self, volume: &Volume<Faulty>) {
+    pub(crate) async fn check_all<M: Media>(&self, volume: &Volume<M>) {
         for (index, line) in
             self.lines.iter().enumerate().filter(|(_, line)| !line.resetting && !line.stopped)
         {
@@ -120,7 +125,7 @@ impl Model {
 }
 
 /// Whether a part of a line is gone.
-async fn reads_fail(volume: &Volume<Faulty>, line: u32, end: u32) -> bool {
+async fn reads_fail<M: Media>(volume: &Volume<M>, line: u32, end: u32) -> bool {
     if end == 0 {
         return false;
     }
@@ -128,8 +133,22 @@ async fn reads_fail(volume: &Volume<Faulty>, line: u32, end: u32) -> bool {
     matches!(volume.read(ChunkId(line), 0, buf).await.0, Err(MediaError::Unreadable { .. }))
 }
 
+/// Where the padding of a line begins: each of its sectors is right, or padding.
+async fn before_padding<M: Media>(volume: &Volume<M>, line: u32, life: u64, end: u32) -> u32 {
+    if end == 0 {
+        return 0;
+    }
+    let (result, buf) = volume.read(ChunkId(line), 0, AlignedBuf::zeroed(end as usize * SECTOR)).await;
+    result.unwrap();
+    let right = content(line, life, 0, end);
+    let sectors = || buf.chunks(SECTOR).zip(right.chunks(SECTOR));
+    let padding = |(found, right): &(&[u8], &[u8])| found != right && found.iter().all(|byte| *byte == 0);
+    assert!(sectors().all(|sector| sector.0 == sector.1 || padding(&sector)), "line {line} is wrong");
+    sectors().position(|sector| padding(&sector)).map_or(end, |first| first as u32)
+}
+
 /// Reads the front of a line and compares: as a whole, and in odd pieces.
-async fn check(volume: &Volume<Faulty>, line: u32, life: u64, end: u32) {
+async fn check<M: Media>(volume: &Volume<M>, line: u32, life: u64, end: u32) {
     if end == 0 {
         return;
     }
@@ -156,8 +175,8 @@ async fn check(volume: &Volume<Faulty>, line: u32, life: u64, end: u32) {
 }
 
 /// Writes the right content.
-pub(crate) async fn write(
-    volume: &Volume<Faulty>,
+pub(crate) async fn write<M: Media>(
+    volume: &Volume<M>,
     line: u32,
     life: u64,
     sector: u32,

@@ -19,7 +19,7 @@ use terrane_ocssd::{
 
 use crate::faulty::{Faulty, block_on};
 use crate::model::{LineModel, Model, write};
-use crate::{is_no_spare, poll};
+use crate::{Told, is_no_spare, poll};
 
 const RUNS: u64 = 150;
 const LIVES: u32 = 12;
@@ -99,6 +99,7 @@ impl Run {
             let usable = !this.stopped && !this.resetting;
             let left = (chunk_sectors - this.written) / self.ws_min;
             let may_write = usable && !this.closed && left > 0 && (this.written > 0 || opened < max_open);
+            let may_finish = usable && !this.closed && this.written > 0 && left > 0;
             match self.rng.random_range(0..20) {
                 0..=10 if may_write => {
                     let most = if self.rng.random_bool(0.7) { 8 } else { 40 };
@@ -115,12 +116,10 @@ impl Run {
                     });
                 }
                 11..=13 => steps.push(Step::Flush),
-                14 if usable && !busy[line as usize] && !this.closed && this.written > 0 => {
-                    if this.written < chunk_sectors {
-                        busy[line as usize] = true;
-                        this.stopped = true;
-                        steps.push(Step::Finish { line });
-                    }
+                14 if may_finish && !busy[line as usize] => {
+                    busy[line as usize] = true;
+                    this.stopped = true;
+                    steps.push(Step::Finish { line });
                 }
                 15..=17
                     if !this.stopped
@@ -302,7 +301,7 @@ fn run(seed: u64) {
         }
         for _ in 0..BATCHES {
             let steps = run.batch();
-            println!("{steps:?}");
+            let _told = Told(format!("in {steps:?}"));
             lost = run.drive(&steps);
             if lost {
                 break;
@@ -327,17 +326,8 @@ fn a_long_run() {
         None => 0..number("TERRANE_RUNS").unwrap_or(RUNS),
     };
     for seed in seeds {
-        let replay = Replay(seed);
+        let _replay =
+            Told(format!("replay: TERRANE_SEED={seed} cargo test -p terrane-ocssd --test volume a_long_run"));
         run(seed);
-        std::mem::forget(replay);
-    }
-}
-
-/// Says how to repeat the run, if it fails.
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        eprintln!("replay: TERRANE_SEED={} cargo test -p terrane-ocssd --test volume a_long_run", self.0);
     }
 }
