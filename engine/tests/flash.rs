@@ -11,9 +11,7 @@ use harness::{Executor, Replay, SLICE, block_on, options, put, seeds, small_flus
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_engine::{GroupId, Store, StoreError};
-use terrane_ocssd::{
-    ChunkState, FlashDevice, FlashMedia, FlashOptions, Geometry, Media, Volume, VolumeOptions,
-};
+use terrane_ocssd::{FlashDevice, FlashMedia, FlashOptions, Geometry, Media, Volume, VolumeOptions};
 
 const GROUP: GroupId = GroupId(1);
 
@@ -97,7 +95,8 @@ fn value(index: u64) -> Vec<u8> {
     (0..length).map(|at| (at * 7 + index) as u8).collect()
 }
 
-/// Put, kill or cut the power, open again, get; whatever the moment, and however often.
+/// Put, kill or cut the power, open again, get; whatever the moment, and however often. Fails with "too many chunks are
+/// open" if a start leaves open what it finds open.
 #[test]
 fn what_was_acknowledged_survives_every_sudden_end() {
     for seed in seeds(60) {
@@ -134,29 +133,5 @@ fn what_was_acknowledged_survives_every_sudden_end() {
             drop(now);
             if cut { device.power_on() } else { device.restart() }
         }
-    }
-}
-
-/// The next start finds what a sudden end left open, and closes it: the device allows few open chunks.
-#[test]
-fn no_line_stays_open_after_a_start() {
-    let device = device(3);
-    for life in 0..12 {
-        let mut now = Life::open(&device, 2);
-        if life == 0 {
-            let created = now.store.create_group(GROUP, Bytes::new()).unwrap();
-            now.wait(created).unwrap();
-        }
-        let first = now.last + 1;
-        let appended = now.store.append(GROUP, first, vec![put(1, &key(first), &value(first))]).unwrap();
-        now.wait(appended).unwrap();
-        drop(now);
-        device.restart();
-        block_on(async {
-            let volume = Volume::open(device.slice(0, 1).unwrap()).await.unwrap();
-            let report = volume.report().await.unwrap();
-            let open = report.iter().filter(|info| info.state == ChunkState::Open).count();
-            assert!(open <= 1, "{open} lines are open after life {life}");
-        });
     }
 }
