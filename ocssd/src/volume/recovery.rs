@@ -35,6 +35,18 @@ use crate::media::{ChunkInfo, ChunkState, Media, MediaError, NoticeKind};
 /// Resets in flight at once while a volume is made.
 const RESETS_IN_FLIGHT: usize = 64;
 
+/// The division of a slice of that shape, if its metadata will always fit.
+pub(super) fn assign(slice: Geometry, options: &VolumeOptions) -> Result<Assignment, VolumeError> {
+    let assignment = Assignment::new(slice, options.stripe_units, options.spare_chunks_per_unit)?;
+    // Every spare may replace something, and every chunk go bad.
+    let chunks = slice.chunk_count() as usize;
+    let worst = record_bytes(LABEL_BYTES_MAX, assignment.first_spares().len(), chunks, chunks);
+    if padded_sectors(&slice, worst) > slice.chunk_sectors {
+        return Err(VolumeError::Options("a chunk cannot hold the metadata"));
+    }
+    Ok(assignment)
+}
+
 /// Lays a volume out on a slice, whatever it held.
 pub(super) async fn create<M: Media>(
     media: M,
@@ -43,14 +55,8 @@ pub(super) async fn create<M: Media>(
     if options.label.len() > LABEL_BYTES_MAX {
         return Err(VolumeError::Options("the label is longer than 512 bytes"));
     }
-    let assignment = Assignment::new(*media.geometry(), options.stripe_units, options.spare_chunks_per_unit)?;
+    let assignment = assign(*media.geometry(), options)?;
     let geometry = &assignment.geometry;
-    // Every spare may replace something, and every chunk go bad.
-    let chunks = geometry.chunk_count() as usize;
-    let worst = record_bytes(LABEL_BYTES_MAX, assignment.first_spares().len(), chunks, chunks);
-    if padded_sectors(geometry, worst) > geometry.chunk_sectors {
-        return Err(VolumeError::Options("a chunk cannot hold the metadata"));
-    }
     let report = checked_report(&media).await?;
     let candidates: BTreeSet<ChunkId> = assignment.candidates().into_iter().flatten().collect();
     let (metadata, data): (Vec<&ChunkInfo>, Vec<&ChunkInfo>) =
