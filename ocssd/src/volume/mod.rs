@@ -92,7 +92,8 @@ pub enum OpenMode {
     /// It is refused.
     #[default]
     Strict,
-    /// Lines that miss a chunk are offline, the others go on.
+    /// Lines that miss a chunk are offline, the others go on. If no chunk is left for a second copy of the metadata, what
+    /// is there can be read, and no chunk that fails from then on can be replaced.
     Degraded,
 }
 

@@ -198,11 +198,16 @@ fn the_power_goes_again_at_every_operation_of_recovery() {
 /// The other one alone must do: fails if a chunk that an older record names is erased before the newer one is in both.
 #[test]
 fn either_place_does_after_any_two_power_cuts() {
-    let (seed, fault) = (0, 6);
-    let all = operations(seed, Some(fault));
-    for (first, lost) in (1..=all).flat_map(|first| [(first, [0, 1]), (first, [9, 10])]) {
+    let faults = 6..=device_writes();
+    let runs = faults.flat_map(|fault| (0..4).map(move |seed| (fault, seed)));
+    let runs = runs
+        .flat_map(|(fault, seed)| (1..=operations(0, Some(fault))).map(move |first| (fault, seed, first)));
+    for (fault, seed, first) in runs {
+        let lost = if seed % 2 == 0 { [0, 1] } else { [9, 10] };
         for second in 1.. {
-            let _told = Told(format!("cuts at operations {first} and then {second}, chunks {lost:?} lost"));
+            let _told = Told(format!(
+                "fault at {fault}, seed {seed}, cuts at {first} and then {second}, chunks {lost:?} lost"
+            ));
             let bench = Bench::new(geometry(), seed, 0);
             bench.device.fail_write(fault, Fault::FailedWithBuffer);
             bench.device.sim.crash_after(first);
