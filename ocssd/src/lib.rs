@@ -1,7 +1,8 @@
 //! Erase-unit media: one seam over files, block devices and simulated flash.
 //!
 //! The engine speaks to [`Media`]; [`SimMedia`] and [`FileMedia`] implement it. `format` lays a
-//! conventional device out, and [`FileDevice`] opens it.
+//! conventional device out, and [`FileDevice`] opens it. [`trace`] records what any medium is asked to write, and
+//! [`ftl`] models the ordinary drive on which the same would cost more.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -27,6 +28,7 @@ pub mod buffer;
 mod chunk_table;
 pub mod file;
 pub mod format;
+pub mod ftl;
 pub mod geometry;
 pub mod layout;
 mod lock;
@@ -34,6 +36,7 @@ pub mod media;
 mod probe;
 pub mod sim;
 pub mod superblock;
+pub mod trace;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};

@@ -3,4 +3,5 @@
 
 mod contract;
 mod file;
+mod recorder;
 mod sim;
