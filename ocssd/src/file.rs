@@ -16,7 +16,7 @@
 //!   cache, and the kernel reports a lost write once and then forgets it.
 //! - A slice is handed out once at a time.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use monoio::buf::{IoBuf, IoBufMut};
 use nix::libc;
 
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
@@ -34,6 +33,7 @@ use crate::geometry::{ChunkId, Geometry};
 use crate::lock::{DeviceLock, LockError};
 use crate::media::{ChunkInfo, Durability, Media, MediaCounters, MediaError};
 use crate::probe::{self, Kind};
+use crate::ring_file::RingFile;
 use crate::superblock::{Superblock, SuperblockError};
 
 /// Why a device cannot be used.
@@ -282,28 +282,6 @@ pub struct FileMedia {
     counters: Cell<MediaCounters>,
 }
 
-/// A descriptor that joins the thread's runtime at its first use, since there may be none before.
-#[derive(Debug)]
-struct RingFile {
-    unused: RefCell<Option<File>>,
-    file: OnceCell<monoio::fs::File>,
-}
-
-impl RingFile {
-    fn new(file: File) -> Self {
-        Self { unused: RefCell::new(Some(file)), file: OnceCell::new() }
-    }
-
-    fn get(&self) -> io::Result<&monoio::fs::File> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
-        }
-        let file = self.unused.take().ok_or_else(|| io::Error::other("the descriptor is gone"))?;
-        let file = monoio::fs::File::from_std(file)?;
-        Ok(self.file.get_or_init(|| file))
-    }
-}
-
 impl FileMedia {
     fn byte_offset(&self, chunk: ChunkId, sector: u32) -> u64 {
         self.offset
@@ -339,7 +317,8 @@ impl FileMedia {
             Durability::Volatile => &self.plain,
             Durability::Durable => &self.durable,
         };
-        let (result, buf) = self.write_whole(file, buf, self.byte_offset(chunk, start)).await;
+        let (part, at) = (0..buf.len(), self.byte_offset(chunk, start));
+        let (result, buf) = file.write_whole(buf, part, at, self.geometry.sector_bytes).await;
         if result.is_err() && durability == Durability::Durable {
             self.device.shared.flush_failed.store(true, Ordering::Release);
         }
@@ -351,63 +330,6 @@ impl FileMedia {
             source,
         });
         (result, buf)
-    }
-
-    async fn write_whole(
-        &self,
-        file: &RingFile,
-        mut buf: AlignedBuf,
-        at: u64,
-    ) -> (io::Result<()>, AlignedBuf) {
-        let file = match file.get() {
-            Ok(file) => file,
-            Err(error) => return (Err(error), buf),
-        };
-        let mut done = 0;
-        while done < buf.len() {
-            let (result, slice) = file.write_at(buf.slice(done..), at + done as u64).await;
-            buf = slice.into_inner();
-            match self.step(result, done, buf.len()) {
-                Ok(now) => done = now,
-                Err(error) => return (Err(error), buf),
-            }
-        }
-        (Ok(()), buf)
-    }
-
-    async fn read_whole(&self, mut buf: AlignedBuf, at: u64) -> (io::Result<()>, AlignedBuf) {
-        let file = match self.plain.get() {
-            Ok(file) => file,
-            Err(error) => return (Err(error), buf),
-        };
-        let mut done = 0;
-        while done < buf.len() {
-            let (result, slice) = file.read_at(buf.slice_mut(done..), at + done as u64).await;
-            buf = slice.into_inner();
-            match self.step(result, done, buf.len()) {
-                Ok(now) => done = now,
-                Err(error) => return (Err(error), buf),
-            }
-        }
-        (Ok(()), buf)
-    }
-
-    /// How far a transfer is after one more step. A short one goes on where it stopped, as long as that
-    /// is where a sector begins; none at all would go on for ever.
-    fn step(&self, result: io::Result<usize>, done: usize, whole: usize) -> io::Result<usize> {
-        match result {
-            Ok(moved) => {
-                let now = done + moved;
-                let at_sector = now.is_multiple_of(self.geometry.sector_bytes as usize);
-                if moved == 0 || now > whole || !at_sector {
-                    let text = format!("the transfer stopped after {now} of {whole} bytes");
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-                }
-                Ok(now)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(done),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -454,7 +376,8 @@ impl Media for FileMedia {
             counters.reads += 1;
             counters.read_bytes += buf.len() as u64;
         });
-        let (result, buf) = self.read_whole(buf, self.byte_offset(chunk, sector)).await;
+        let (part, at) = (0..buf.len(), self.byte_offset(chunk, sector));
+        let (result, buf) = self.plain.read_whole(buf, part, at, self.geometry.sector_bytes).await;
         let result = result.map_err(|source| MediaError::Io { operation: "read", chunk, sector, source });
         (result, buf)
     }

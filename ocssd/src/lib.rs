@@ -27,6 +27,7 @@
 pub mod buffer;
 mod chunk_table;
 pub mod file;
+pub mod flash;
 pub mod format;
 pub mod ftl;
 pub mod geometry;
@@ -34,12 +35,14 @@ pub mod layout;
 mod lock;
 pub mod media;
 mod probe;
+mod ring_file;
 pub mod sim;
 pub mod superblock;
 pub mod trace;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, FileMedia, FileOptions, OpenError};
+pub use flash::{FlashDevice, FlashMedia, FlashOptions};
 pub use format::{FormatError, FormatOptions, format};
 pub use geometry::{ChunkId, Geometry};
 pub use layout::{Layout, LayoutError};

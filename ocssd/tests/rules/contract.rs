@@ -27,6 +27,11 @@ pub(crate) trait Harness {
         false
     }
 
+    /// Whether finishing a chunk pads it to its end, since the device has no command for it.
+    fn finish_pads(&self) -> bool {
+        false
+    }
+
     fn run<T>(&self, future: impl Future<Output = T>) -> T;
 }
 
@@ -36,6 +41,8 @@ pub(crate) struct Probe<M> {
     pub(crate) ws: u32,
     pub(crate) ws_bytes: usize,
     pub(crate) chunk_writes: u32,
+    /// Units below the write pointer of an open chunk that cannot be read.
+    pub(crate) hidden: u32,
 }
 
 impl<M: Media> Probe<M> {
@@ -46,6 +53,7 @@ impl<M: Media> Probe<M> {
             ws: geometry.ws_min,
             ws_bytes: geometry.ws_min as usize * geometry.sector_bytes as usize,
             chunk_writes: geometry.chunk_sectors / geometry.ws_min,
+            hidden: geometry.mw_cunits.div_ceil(geometry.ws_min),
         }
     }
 
@@ -92,6 +100,20 @@ impl<M: Media> Probe<M> {
         assert!(found == *self.pattern(first, count), "other bytes at unit {at} of chunk {chunk}");
     }
 
+    /// Writes on behind the units below `at`, until the device lets them be read.
+    pub(crate) async fn push_out(&self, chunk: u32, at: u32) {
+        if self.hidden > 0 {
+            self.write(chunk, at, 0, self.hidden as usize).await.unwrap();
+        }
+    }
+
+    /// Fills the chunk if it is free: not every device erases what is free already.
+    pub(crate) async fn occupy(&self, chunk: u32) {
+        if self.state(chunk).await.0 == ChunkState::Free {
+            self.write(chunk, 0, 7, self.chunk_writes as usize).await.unwrap();
+        }
+    }
+
     pub(crate) async fn reset(&self, chunk: u32) {
         self.media.reset(ChunkId(chunk)).await.unwrap();
     }
@@ -119,6 +141,7 @@ pub(crate) async fn reads_return_what_was_written<M: Media>(media: M) -> M {
         probe.reset(chunk).await;
         probe.write(chunk, 0, 1 + chunk as u8, 3).await.unwrap();
         probe.write_as(chunk, 3, 4 + chunk as u8, 5, Durability::Durable).await.unwrap();
+        probe.push_out(chunk, 8).await;
     }
     for chunk in [0, CHUNKS - 1] {
         probe.expect(chunk, 0, 1 + chunk as u8, 8).await;
@@ -130,6 +153,7 @@ pub(crate) async fn reads_return_what_was_written<M: Media>(media: M) -> M {
 pub(crate) async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
     let wear = async |chunk: u32| probe.media.report().await.unwrap()[chunk as usize].wear;
+    probe.occupy(2).await;
     let worn = wear(2).await;
     probe.reset(2).await;
     assert_eq!(probe.state(2).await, (ChunkState::Free, 0));
@@ -143,18 +167,25 @@ pub(crate) async fn a_chunk_goes_through_its_states<M: Media>(media: M) -> M {
     probe.reset(2).await;
     assert_eq!(probe.state(2).await, (ChunkState::Free, 0));
     probe.write(2, 0, 9, 1).await.unwrap();
+    probe.push_out(2, 1).await;
     probe.expect(2, 0, 9, 1).await;
     probe.into_media()
 }
 
-pub(crate) async fn finish_closes_an_open_chunk<M: Media>(media: M) -> M {
+pub(crate) async fn finish_closes_an_open_chunk<M: Media>(media: M, pads: bool) -> M {
     let probe = Probe::of(media);
     probe.reset(3).await;
     assert_rule(probe.media.finish(ChunkId(3)).await, "finish");
     probe.write(3, 0, 1, 2).await.unwrap();
     probe.media.finish(ChunkId(3)).await.unwrap();
-    assert_eq!(probe.state(3).await, (ChunkState::Closed, 2));
+    let end = if pads { probe.chunk_writes } else { 2 };
+    assert_eq!(probe.state(3).await, (ChunkState::Closed, end));
     probe.expect(3, 0, 1, 2).await;
+    if pads {
+        probe.read(3, 0, end as usize).await.expect("padding can be read");
+    } else {
+        assert_rule(probe.read(3, 0, 3).await, "read");
+    }
     assert_rule(probe.write(3, 2, 1, 1).await, "write");
     assert_rule(probe.media.finish(ChunkId(3)).await, "finish");
     probe.reset(3).await;
@@ -174,6 +205,7 @@ pub(crate) async fn writes_only_at_the_write_pointer<M: Media>(media: M) -> M {
     assert_rule(probe.write(1, 2, 9, beyond).await, "write");
     assert_eq!(probe.state(1).await, (ChunkState::Open, 2));
     probe.write(1, 2, 3, 1).await.unwrap();
+    probe.push_out(1, 3).await;
     probe.expect(1, 0, 1, 3).await;
     probe.into_media()
 }
@@ -195,6 +227,7 @@ pub(crate) async fn lengths_are_whole_units<M: Media>(media: M) -> M {
         let write = probe.media.write(ChunkId(1), 0, AlignedBuf::zeroed(sector), Durability::Durable).await;
         assert_rule(write.0, "write");
         probe.write(1, 0, 1, 1).await.unwrap();
+        probe.push_out(1, 1).await;
         let (read, _) = probe.media.read(ChunkId(1), 1, AlignedBuf::zeroed(sector)).await;
         read.expect("reads go by the sector");
     }
@@ -213,6 +246,26 @@ pub(crate) async fn reads_stay_below_the_write_pointer<M: Media>(media: M) -> M 
     let chunk_writes = probe.chunk_writes;
     probe.write(1, 2, 3, chunk_writes as usize - 2).await.unwrap();
     assert_rule(probe.read(1, chunk_writes - 1, 2).await, "read");
+    probe.into_media()
+}
+
+/// Neither a flush nor a durable write shows them; closing the chunk does.
+pub(crate) async fn the_last_units_of_an_open_chunk_are_hidden<M: Media>(media: M) -> M {
+    let probe = Probe::of(media);
+    let (written, hidden) = (probe.hidden + 2, probe.hidden);
+    probe.reset(1).await;
+    probe.write(1, 0, 1, written as usize - 1).await.unwrap();
+    probe.write_as(1, written - 1, written as u8, 1, Durability::Durable).await.unwrap();
+    probe.media.flush().await.unwrap();
+    probe.expect(1, 0, 1, 2).await;
+    for at in 2..2 + hidden {
+        assert_rule(probe.read(1, at, 1).await, "read");
+    }
+    if hidden > 0 {
+        assert_rule(probe.read(1, 0, 3).await, "read");
+    }
+    probe.media.finish(ChunkId(1)).await.unwrap();
+    probe.expect(1, 0, 1, written as usize).await;
     probe.into_media()
 }
 
@@ -240,6 +293,7 @@ pub(crate) async fn appends_say_where_they_went<M: Media>(media: M) -> M {
         assert_eq!(place.unwrap(), next * probe.ws);
         next += count as u32;
     }
+    probe.push_out(4, next).await;
     probe.expect(4, 0, 1, 6).await;
     let (place, _) = probe
         .media
@@ -276,6 +330,7 @@ pub(crate) async fn writes_may_follow_before_the_last_completed<M: Media>(media:
     })
     .await;
     drop(writes);
+    probe.push_out(5, 8).await;
     probe.expect(5, 0, 1, 8).await;
     probe.media.flush().await.unwrap();
     probe.into_media()
@@ -283,17 +338,19 @@ pub(crate) async fn writes_may_follow_before_the_last_completed<M: Media>(media:
 
 pub(crate) async fn counters_count<M: Media>(media: M) -> M {
     let probe = Probe::of(media);
+    probe.occupy(6).await;
     let before = probe.media.counters();
     probe.reset(6).await;
     probe.write(6, 0, 1, 2).await.unwrap();
     probe.media.append(ChunkId(6), probe.pattern(1, 1), Durability::Durable).await.0.unwrap();
+    probe.push_out(6, 3).await;
     probe.read(6, 0, 3).await.unwrap();
     probe.media.flush().await.unwrap();
     let after = probe.media.counters();
     let unit = probe.ws_bytes as u64;
-    assert_eq!(after.written_bytes - before.written_bytes, 3 * unit);
+    assert_eq!(after.written_bytes - before.written_bytes, u64::from(3 + probe.hidden) * unit);
     assert_eq!(after.read_bytes - before.read_bytes, 3 * unit);
-    assert_eq!(after.writes - before.writes, 2);
+    assert_eq!(after.writes - before.writes, 2 + u64::from(probe.hidden > 0));
     assert_eq!(after.reads - before.reads, 1);
     assert_eq!(after.flushes - before.flushes, 1);
     assert_eq!(after.resets - before.resets, 1);
@@ -316,9 +373,12 @@ pub(crate) fn content_survives_a_restart<H: Harness>(harness: &H) {
             false => (ChunkState::Closed, probe.chunk_writes),
         };
         assert_eq!(probe.state(7).await, expected);
+        if harness.remembers_write_pointers() {
+            probe.push_out(7, 4).await;
+        }
         probe.expect(7, 0, 1, 4).await;
         if harness.remembers_write_pointers() {
-            probe.write(7, 4, 5, 1).await.unwrap();
+            probe.write(7, 4 + probe.hidden, 5, 1).await.unwrap();
         } else {
             assert_rule(probe.write(7, 4, 5, 1).await, "write");
             probe.reset(7).await;
@@ -337,15 +397,16 @@ pub(crate) fn every_rule<H: Harness>(harness: &H) {
     rules!(
         reads_return_what_was_written,
         a_chunk_goes_through_its_states,
-        finish_closes_an_open_chunk,
         writes_only_at_the_write_pointer,
         lengths_are_whole_units,
         reads_stay_below_the_write_pointer,
+        the_last_units_of_an_open_chunk_are_hidden,
         there_are_no_chunks_beyond_the_last,
         appends_say_where_they_went,
         writes_may_follow_before_the_last_completed,
         counters_count,
     );
+    media = harness.run(finish_closes_an_open_chunk(media, harness.finish_pads()));
     drop(media);
     content_survives_a_restart(harness);
 }
