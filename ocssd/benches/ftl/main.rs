@@ -11,6 +11,7 @@
 //! that without TRIM it takes everything for data.
 
 mod cell;
+mod host_managed;
 mod plan;
 mod plot;
 mod recorded;
@@ -122,7 +123,12 @@ fn main() -> anyhow::Result<()> {
             plot::write(path, rows)?;
         }
     }
-    write_json(options.json.as_ref(), &rows)
+    let host_managed = host_managed::run(options.spare, options.seed)?;
+    println!(
+        "\nA log recorded on host-managed flash\n\n{}",
+        recorded::table(&host_managed, options.markdown)
+    );
+    write_json(options.json.as_ref(), &(rows, host_managed))
 }
 
 /// Runs every cell, as many at once as there are processors. Rows are in the order of the cells.

@@ -14,7 +14,7 @@ const REQUEST_PAGES: u32 = 32;
 const ZIPF_EXPONENT: f64 = 0.99;
 
 /// Shares of the writes, and of the live data, of a log's lifetime classes: hot data is written often and is little.
-const LOG_CLASSES: [(f64, f64); 4] = [(0.5, 0.1), (0.25, 0.2), (0.15, 0.3), (0.1, 0.4)];
+pub(crate) const LOG_CLASSES: [(f64, f64); 4] = [(0.5, 0.1), (0.25, 0.2), (0.15, 0.3), (0.1, 0.4)];
 
 /// A workload.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,7 +141,7 @@ impl Requests {
 }
 
 /// An index, by weights.
-fn weighted(rng: &mut Pcg64Mcg, weights: impl Iterator<Item = f64> + Clone) -> usize {
+pub(crate) fn weighted(rng: &mut Pcg64Mcg, weights: impl Iterator<Item = f64> + Clone) -> usize {
     let mut left = rng.random::<f64>() * weights.clone().sum::<f64>();
     let found = weights.clone().position(|weight| {
         left -= weight;

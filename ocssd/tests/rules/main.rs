@@ -3,6 +3,6 @@
 
 mod contract;
 mod file;
-mod recorder;
 mod flash;
+mod recorder;
 mod sim;
