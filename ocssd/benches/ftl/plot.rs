@@ -47,8 +47,9 @@ fn draw(
     used: std::ops::Range<f64>,
     top: f64,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let area = SVGBackend::new(path, (960, 560)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let whole = SVGBackend::new(path, (1180, 560)).into_drawing_area();
+    whole.fill(&WHITE)?;
+    let (area, legend) = whole.split_horizontally(920);
     let mut chart = ChartBuilder::on(&area)
         .caption("Device write amplification of an ordinary drive, writers mixed", ("sans-serif", 18))
         .margin(16)
@@ -64,29 +65,24 @@ fn draw(
         .draw()?;
     let mut names: Vec<&String> = lines.keys().map(|(name, _)| name).collect();
     names.dedup();
-    for ((name, trim), points) in lines {
+    for (line, ((name, trim), points)) in lines.iter().enumerate() {
         let index = names.iter().position(|other| *other == name).expect("it is one of the keys");
         let style = COLOURS[index % COLOURS.len()].stroke_width(2);
+        let points = points.iter().copied();
+        let row = 60 + 22 * line as i32;
+        let told = if *trim { "TRIM" } else { "no TRIM" };
+        legend.draw(&Text::new(format!("{name}, {told}"), (36, row), ("sans-serif", 13)))?;
         if *trim {
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), style))?
-                .label(format!("{name}, TRIM"))
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
+            legend.draw(&PathElement::new([(0, row + 5), (28, row + 5)], style))?;
+            chart.draw_series(LineSeries::new(points.clone(), style))?;
         } else {
-            chart
-                .draw_series(DashedLineSeries::new(points.iter().copied(), 6, 4, style))?
-                .label(format!("{name}, no TRIM (dashed)"))
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 8, y)], style));
+            for start in [0, 10, 20] {
+                legend.draw(&PathElement::new([(start, row + 5), (start + 6, row + 5)], style))?;
+            }
+            chart.draw_series(DashedLineSeries::new(points.clone(), 6, 4, style))?;
         }
-        chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, style.filled())))?;
+        chart.draw_series(points.map(|point| Circle::new(point, 3, style.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .label_font(("sans-serif", 12))
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.2))
-        .draw()?;
-    area.present()?;
+    whole.present()?;
     Ok(())
 }
