@@ -39,7 +39,7 @@ use crate::plan::{Kind, Section};
     about = "Device write amplification of an ordinary drive, by a model of its translation layer"
 )]
 struct Options {
-    /// A drive of 32 GiB and longer runs (about an hour), instead of 2 GiB.
+    /// A drive of 32 GiB and longer runs (well over five minutes), instead of 2 GiB.
     #[arg(long)]
     full: bool,
 
