@@ -23,6 +23,14 @@ lint:
 sim SEED:
     TERRANE_SEED={{ SEED }} cargo test --workspace
 
+# The media tests on zoned, FDP and conventional NVMe devices in a QEMU guest (--fetch gets what it takes, --help explains)
+qemu-test *ARGS:
+    ocssd/qemu/run {{ ARGS }}
+
+# 10,000 seeded runs of random media operations, faults and power cuts on each kind of medium (docs of ocssd/tests/endurance)
+endurance RUNS="10000":
+    TERRANE_RUNS={{ RUNS }} cargo test --release -p terrane-ocssd --test endurance
+
 # A three-node cluster under YCSB A that loses a leader half-way and must lose no write
 demo *ARGS:
     cargo run --release --bin terrane-loadgen -- demo {{ ARGS }}

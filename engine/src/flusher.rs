@@ -7,9 +7,11 @@
 //! Invariants:
 //! - One flush is in flight at a time, so only the highest flush of an epoch can be incomplete (rule 5).
 //! - States come first in a flush, each group's newest and only that (rules 2 and 7).
+//! - No more chunks are open at once than the medium allows, however many a flush fills.
 //! - Nothing of a flush is acknowledged before all of it is durable; after a failed write or flush nothing is
 //!   acknowledged any more (a failed flush is never retried into success).
 
+use std::collections::BTreeSet;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -332,6 +334,11 @@ impl<M: Media> Store<M> {
         buffers: &mut Buffers,
     ) -> Result<(), MediaError> {
         let media = &self.shared.media;
+        let limit = media.geometry().max_open as usize;
+        // The chunk that was open before counts as well.
+        if limit != 0 && writes.len() > 1 && writes.len() >= limit {
+            return self.write_in_turn(writes, flush, buffers).await;
+        }
         for write in writes.iter().filter(|write| write.opens) {
             media.reset(write.chunk).await?;
         }
@@ -355,6 +362,31 @@ impl<M: Media> Store<M> {
             media.finish(ChunkId(*chunk)).await?;
         }
         Ok(())
+    }
+
+    /// One frame after the other, each chunk finished before the next is opened.
+    async fn write_in_turn(
+        &self,
+        writes: Vec<FrameWrite>,
+        flush: &Flush,
+        buffers: &mut Buffers,
+    ) -> Result<(), MediaError> {
+        let media = &self.shared.media;
+        let mut sealed = flush.plan.sealed.iter().map(|chunk| ChunkId(*chunk)).peekable();
+        let mut to_write: BTreeSet<ChunkId> = writes.iter().map(|write| write.chunk).collect();
+        for write in writes {
+            if write.opens {
+                while let Some(chunk) = sealed.next_if(|chunk| !to_write.contains(chunk)) {
+                    media.finish(chunk).await?;
+                }
+                media.reset(write.chunk).await?;
+            }
+            to_write.remove(&write.chunk);
+            let written = media.write(write.chunk, write.sector, write.buf, Durability::Volatile).await;
+            buffers.give(written.1);
+            written.0?;
+        }
+        media.flush().await
     }
 
     fn stop(&self, stopped: StoreError) {

@@ -9,6 +9,8 @@
 //! - A flush counts whole or not at all where it is the highest of the last epoch. In earlier epochs, the anchor
 //!   says which flush was the last (rule 5).
 //! - The next anchor is durable before anything is written to the log, so that what was dropped stays void.
+//! - No chunk is open when the store goes on, whatever a crash left open: no segment is continued, and a device limits
+//!   how many chunks are open.
 //! - What is missing below the highest flush is damage (rule 6): every group whose state was not written since that
 //!   damage became known is suspect.
 //!
@@ -136,7 +138,9 @@ pub(crate) async fn recover<M: Media>(
     }
     let newest = newest_anchor(anchors, slice)?;
     let epoch = newest.epoch.checked_add(1).ok_or(OpenError::EpochsExhausted)?;
-    for info in &report[LOG_CHUNK_FIRST as usize..] {
+    // Nothing goes on with what an earlier start left open, and the device may have few chunks open at once. The chunk
+    // of the next anchor is reset anyway.
+    for info in report.iter().filter(|info| info.id != newest.other_chunk()) {
         if info.state == ChunkState::Open {
             media.finish(info.id).await?;
         }

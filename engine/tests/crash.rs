@@ -23,7 +23,7 @@ use rand_pcg::Pcg64Mcg;
 use terrane_engine::{
     AppendError, Durable, Entry, GroupId, HardState, Lookup, RecoveredGroup, Store, StoreError, op,
 };
-use terrane_ocssd::{SimMedia, SimOptions};
+use terrane_ocssd::{Geometry, SimMedia, SimOptions};
 
 const GROUPS: u64 = 3;
 const KEYS: u64 = 12;
@@ -537,7 +537,9 @@ fn long_lives_end_in_every_way() {
             tear_within_sector: rng.random_bool(0.5),
             ..SimOptions::default()
         };
-        let media = SimMedia::new(geometry(40), sim);
+        // A device that remembers what is open may have a limit to it.
+        let max_open = if sim.conventional { 0 } else { [0, 2, 3][rng.random_range(0..3)] };
+        let media = SimMedia::new(Geometry { max_open, ..geometry(40) }, sim);
         Node::format(&media);
         let mut model = Model::new(seed);
         let mut node = open(&media, seed, &[]);

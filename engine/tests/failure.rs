@@ -10,7 +10,7 @@ use terrane_engine::{
     AppendError, Durable, ENTRY_OPS, Entry, GroupId, HardState, Lookup, Malformed, Options, ReadError,
     StoreError, op,
 };
-use terrane_ocssd::{SimMedia, SimOptions};
+use terrane_ocssd::{ChunkState, Geometry, Media, SimMedia, SimOptions};
 
 const GROUP: GroupId = GroupId(1);
 
@@ -74,6 +74,63 @@ fn one_failed_frame_of_several_acknowledges_nothing() {
     node.media.fail_next_write();
     assert_stopped(&mut node, vec![pending], before);
     assert!(!node.power_cycle().recovery.groups[0].suspect, "an incomplete last flush is no damage");
+}
+
+/// Media that remember write pointers, and have two chunks open at most.
+fn with_two_open(chunks: u32) -> SimMedia {
+    let options = SimOptions { conventional: false, ..SimOptions::default() };
+    let media = SimMedia::new(Geometry { max_open: 2, ..geometry(chunks) }, options);
+    Node::format(&media);
+    media
+}
+
+fn open_chunks(media: &SimMedia) -> usize {
+    let report = block_on(media.report()).unwrap();
+    report.iter().filter(|info| info.state == ChunkState::Open).count()
+}
+
+#[test]
+fn a_flush_over_many_chunks_keeps_within_the_limit_of_open_ones() {
+    let media = with_two_open(24);
+    let mut node = Node::open(&media);
+    let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
+    node.wait(created);
+    // Each takes most of a chunk of 16 KiB, and one in four just fills it.
+    let length = |index: u64| if index.is_multiple_of(4) { 15_700 } else { 9000 };
+    let entries = (1..=12).map(|index| put(1, "k", &vec![index as u8; length(index)])).collect();
+    let appended = node.store.append(GROUP, 1, entries).unwrap();
+    node.wait(appended);
+    assert!(node.store.counters().flushes <= 3, "they share a flush");
+    node.store.apply(GROUP, 12).unwrap();
+    assert!(open_chunks(&media) <= 2);
+    let found = node.power_cycle();
+    assert_eq!((found.recovery.entries, found.recovery.damage.len()), (12, 0));
+}
+
+/// Whatever the operation after which power is lost while the store is opened, and once more after that.
+#[test]
+fn starts_that_crash_use_up_no_open_chunks() {
+    let mut media = with_two_open(250);
+    for cut in 1..40 {
+        for _ in 0..2 {
+            media.crash_after(cut);
+            drop(Node::try_open(&media, options()));
+            media.power_on();
+        }
+        let mut node = Node::open(&media);
+        let group = GroupId(cut);
+        let created = node.store.create_group(group, Bytes::new()).unwrap();
+        node.wait(created);
+        // One flush each, the third into a second chunk; and no orderly end.
+        for index in 1..=3 {
+            let appended = node.store.append(group, index, vec![put(1, "k", &[7; 6000])]).unwrap();
+            node.wait(appended);
+        }
+        assert!(open_chunks(&media) <= 2, "cut at {cut}");
+        media = node.media.clone();
+        drop(node);
+        media.power_on();
+    }
 }
 
 #[test]

@@ -208,6 +208,16 @@ impl ChunkTable {
         self.chunks[id.0 as usize].state
     }
 
+    /// Whether a write of a chunk that exists was admitted and has not completed.
+    pub(crate) fn is_written(&self, id: ChunkId) -> bool {
+        self.chunks[id.0 as usize].writes_in_flight > 0
+    }
+
+    /// Write pointer of one chunk that exists.
+    pub(crate) fn write_pointer(&self, id: ChunkId) -> u32 {
+        self.chunks[id.0 as usize].write_pointer
+    }
+
     fn chunk(&mut self, operation: &'static str, id: ChunkId, sector: u32) -> Result<&mut Chunk, MediaError> {
         match self.chunks.get_mut(id.0 as usize) {
             None => Err(MediaError::Rule { operation, chunk: id, sector, reason: "there is no such chunk" }),

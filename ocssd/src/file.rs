@@ -28,117 +28,16 @@ use nix::libc;
 
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
 use crate::chunk_table::ChunkTable;
+use crate::device::{DeviceKind, Host, Site};
 use crate::format::read_superblock;
 use crate::geometry::{ChunkId, Geometry};
 use crate::lock::{DeviceLock, LockError};
 use crate::media::{ChunkInfo, Durability, Media, MediaCounters, MediaError};
-use crate::probe::{self, Kind};
+use crate::probe;
 use crate::ring_file::RingFile;
-use crate::superblock::{Superblock, SuperblockError};
+use crate::superblock::Superblock;
 
-/// Why a device cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Nothing is there.
-    #[error(
-        "{}: there is no such file or device. If this node is new, create it with `terrane format`. A node \
-         whose device is lost must not start on an empty one: it would vote without its memory",
-        .path.display()
-    )]
-    Missing {
-        /// The path given.
-        path: PathBuf,
-    },
-    /// Neither a regular file nor a block device.
-    #[error("{} is neither a regular file nor a block device", .path.display())]
-    NotADevice {
-        /// The path given.
-        path: PathBuf,
-    },
-    /// The superblock is missing, damaged, foreign or newer.
-    #[error("{} cannot be used: {source}.{}", .path.display(), advice(.source))]
-    Superblock {
-        /// The device.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: SuperblockError,
-    },
-    /// It was cut after it was laid out.
-    #[error(
-        "{} has {found_bytes} bytes, but its superblock says {needed_bytes}: it was truncated or copied \
-         incompletely, and part of the data is gone",
-        .path.display()
-    )]
-    TooShort {
-        /// The device.
-        path: PathBuf,
-        /// Bytes it has.
-        found_bytes: u64,
-        /// Bytes it had when it was laid out.
-        needed_bytes: u64,
-    },
-    /// It moved to a device or file system with larger blocks, or without direct I/O.
-    #[error(
-        "{} was laid out in sectors of {sector_bytes} bytes, which direct I/O cannot address where it is \
-         now: move it back, or to a device with smaller blocks",
-        .path.display()
-    )]
-    Alignment {
-        /// The device.
-        path: PathBuf,
-        /// Bytes of its sectors.
-        sector_bytes: u32,
-    },
-    /// Another process has it open.
-    #[error("{} is in use by another process: is the node running already?", .path.display())]
-    InUse {
-        /// The device.
-        path: PathBuf,
-    },
-    /// The device has no such slice.
-    #[error("{} has no slice for shard {shard}: it was laid out for {shards} shards", .path.display())]
-    NoSuchSlice {
-        /// The device.
-        path: PathBuf,
-        /// The shard asked for.
-        shard: u32,
-        /// Slices of the device.
-        shards: u32,
-    },
-    /// The slice was handed out already and not given back.
-    #[error("the slice of shard {shard} of {} is open already", .path.display())]
-    SliceInUse {
-        /// The device.
-        path: PathBuf,
-        /// The shard asked for.
-        shard: u32,
-    },
-    /// The operating system failed a step.
-    #[error("cannot {step} {}: {source}", .path.display())]
-    Io {
-        /// What was attempted.
-        step: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-}
-
-fn advice(error: &SuperblockError) -> &'static str {
-    match error {
-        SuperblockError::Blank => {
-            " If this node is new, create its device with `terrane format`. A node whose device is lost must \
-             not start on an empty one: it would vote without its memory"
-        }
-        SuperblockError::NotOurs => " Check the path in the configuration",
-        SuperblockError::Damaged { .. } => {
-            " The device must not be formatted and used again as this node: it would vote without its memory"
-        }
-        SuperblockError::Newer { .. } => "",
-    }
-}
+pub use crate::device::OpenError;
 
 /// How a device is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -177,22 +76,31 @@ impl FileDevice {
     /// As [`Self::open`], with options.
     pub fn open_with(path: impl AsRef<Path>, options: FileOptions) -> Result<Self, OpenError> {
         let path = path.as_ref();
+        let site = Site::to_open(&Host::default(), path)?;
+        site.kind(Some(DeviceKind::Conventional))?;
+        Self::open_at(&site, options)
+    }
+
+    /// Opens what was found to be a conventional device.
+    pub(crate) fn open_at(site: &Site, options: FileOptions) -> Result<Self, OpenError> {
+        let path = site.path();
         let error = |step, source| OpenError::Io { step, path: path.to_path_buf(), source };
-        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => OpenError::Missing { path: path.to_path_buf() },
-            _ => error("look at", source),
-        })?;
-        let kind = Kind::of(&metadata).ok_or_else(|| OpenError::NotADevice { path: path.to_path_buf() })?;
-        let lock = DeviceLock::take(path, kind).map_err(|refused| match refused {
-            LockError::Held => OpenError::InUse { path: path.to_path_buf() },
+        let lock = DeviceLock::take(path, site.node()).map_err(|refused| match refused {
+            LockError::Held => site
+                .holder()
+                .map_or_else(|| OpenError::InUse { path: path.to_path_buf() }, OpenError::Refused),
             LockError::Io(source) => error("open", source),
         })?;
 
         let superblock = read_superblock(lock.file())
             .map_err(|source| error("read", source))?
             .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
+        if superblock.kind != DeviceKind::Conventional {
+            let (laid_out, found) = (superblock.kind, DeviceKind::Conventional);
+            return Err(OpenError::KindDiffers { path: path.to_path_buf(), laid_out, found });
+        }
         let found_bytes = probe::size_bytes(lock.file()).map_err(|source| error("measure", source))?;
-        let needed_bytes = superblock.layout().device_bytes();
+        let needed_bytes = superblock.shape.size_bytes;
         if found_bytes < needed_bytes {
             return Err(OpenError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
         }
@@ -206,7 +114,9 @@ impl FileDevice {
 
         let descriptor = |flags| {
             let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-            file.map_err(|source| error("open", source))
+            file.map_err(|source| {
+                site.not_writable(&source).map_or_else(|| error("open", source), OpenError::Refused)
+            })
         };
         let durable_flags = if options.nosync { libc::O_DIRECT } else { libc::O_DIRECT | libc::O_DSYNC };
         let shared = Shared {
@@ -251,7 +161,7 @@ impl FileDevice {
             return Err(OpenError::SliceInUse { path: path(), shard });
         }
         let layout = shared.superblock.layout();
-        let geometry = layout.geometry();
+        let geometry = shared.superblock.slice_geometry();
         Ok(FileMedia {
             device: self.clone(),
             shard,

@@ -1,4 +1,4 @@
-//! Laying a device out: the one place where data is created.
+//! Laying a conventional device out: the one place where its data is created.
 //!
 //! Every byte is written once here, so that later writes touch neither file-system metadata nor
 //! unwritten extents (on one machine: 9 to 10 thousand durable 4 KiB writes a second into written
@@ -22,12 +22,16 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
+use crate::device::{DeviceKind, Host, LookError, OpenError, Refusal, Site};
+use crate::flash::FlashFileError;
 use crate::layout::{FIRST_SLICE_OFFSET, Layout, LayoutError, SECTOR_BYTES_MIN};
 use crate::lock::{DeviceLock, LockError};
+use crate::nvme::NamespaceError;
 use crate::probe::{self, Kind};
 use crate::superblock::{
     COPY_BYTES, COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES, Superblock, SuperblockError,
 };
+use crate::volume::VolumeError;
 
 /// Bytes of one write of zeros, and of one step of the progress.
 const STEP_BYTES: usize = 4 << 20;
@@ -66,7 +70,7 @@ pub enum FormatError {
         /// The device.
         path: PathBuf,
         /// Its superblock, or why it cannot be read.
-        found: Result<Superblock, SuperblockError>,
+        found: Result<Box<Superblock>, SuperblockError>,
     },
     /// It holds something else.
     #[error(
@@ -84,12 +88,60 @@ pub enum FormatError {
         /// The device.
         path: PathBuf,
     },
-    /// Neither a regular file nor a block device.
+    /// Neither a regular file nor a device.
     #[error("{} is neither a regular file nor a block device", .path.display())]
     NotADevice {
         /// The path given.
         path: PathBuf,
     },
+    /// It is not what was asked for, or nothing can be written to it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It is there, but cannot be read.
+    #[error(transparent)]
+    Open(Box<OpenError>),
+    /// Its zones or reclaim units are too few.
+    #[error(
+        "{} has {has} chunks for each of {shards} shards beside spares and metadata, and at least {needed} are needed: ask \
+         for fewer shards",
+        .path.display()
+    )]
+    TooFewChunks {
+        /// The device.
+        path: PathBuf,
+        /// Slices asked for.
+        shards: u32,
+        /// Chunks that each would have.
+        has: u32,
+        /// Chunks that each must have.
+        needed: u32,
+    },
+    /// The device decides this itself.
+    #[error("{} is {kind}, whose {what} cannot be chosen: leave it out", .path.display())]
+    NotChosen {
+        /// The device.
+        path: PathBuf,
+        /// What it is.
+        kind: DeviceKind,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// A slice cannot hold a volume: too many bad chunks, a limit of the device.
+    #[error("the slice of shard {shard} on {} cannot be laid out: {source}", .path.display())]
+    Volume {
+        /// The device.
+        path: PathBuf,
+        /// Whose slice it would be.
+        shard: u32,
+        /// What is wrong with it.
+        source: VolumeError,
+    },
+    /// An emulated device's file cannot be made.
+    #[error(transparent)]
+    Flash(FlashFileError),
+    /// A namespace cannot be used.
+    #[error(transparent)]
+    Namespace(NamespaceError),
     /// The device cannot be divided as asked.
     #[error("{}: {source}", .path.display())]
     Layout {
@@ -142,15 +194,43 @@ pub enum FormatError {
     },
 }
 
-fn describe(found: &Result<Superblock, SuperblockError>) -> String {
+impl From<LookError> for FormatError {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::Refused(refusal) => Self::Refused(refusal),
+            LookError::Namespace(error) => error.into(),
+            LookError::Io { step, path, source } => Self::Io { step, path, source },
+        }
+    }
+}
+
+impl From<FlashFileError> for FormatError {
+    fn from(error: FlashFileError) -> Self {
+        match error {
+            FlashFileError::InUse { path } => Self::InUse { path },
+            error => Self::Flash(error),
+        }
+    }
+}
+
+impl From<NamespaceError> for FormatError {
+    fn from(error: NamespaceError) -> Self {
+        match error {
+            NamespaceError::InUse { path } => Self::InUse { path },
+            error => Self::Namespace(error),
+        }
+    }
+}
+
+fn describe(found: &Result<Box<Superblock>, SuperblockError>) -> String {
     match found {
         Ok(found) => format!("node {} of cluster {:032x}", found.node, found.cluster),
         Err(error) => error.to_string(),
     }
 }
 
-/// Lays out the file or block device at `path`, creating the file if there is none, and returns the
-/// superblock as written. Everything is durable when it returns. Blocks the calling thread.
+/// Lays out the file or block device at `path` as a conventional device, creating the file if there is none, and
+/// returns the superblock as written. Everything is durable when it returns. Blocks the calling thread.
 ///
 /// `progress` is called with bytes written so far and bytes to write in all.
 pub fn format(
@@ -158,25 +238,41 @@ pub fn format(
     options: &FormatOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Superblock, FormatError> {
-    let kind = match std::fs::metadata(path) {
-        Ok(metadata) => {
-            Some(Kind::of(&metadata).ok_or_else(|| FormatError::NotADevice { path: path.to_path_buf() })?)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(io_error("look at", path, source)),
-    };
-    if kind.is_none() {
+    let host = Host::default();
+    let found = look(&host, path)?;
+    if let Some(site) = &found {
+        site.kind(Some(DeviceKind::Conventional))?;
+    } else {
         // Said before a file appears and disappears again.
         plan(path, options, options.size_bytes, options.sector_bytes.unwrap_or(SECTOR_BYTES_MIN))?;
         create(path)?;
     }
-    let target = Target { path, kind: kind.unwrap_or(Kind::RegularFile) };
-    let result = target.format(options, progress);
-    if kind.is_none() && result.is_err() {
+    let result = format_at(&host, path, options, progress);
+    if found.is_none() && result.is_err() {
         // The first error is the one worth reporting.
         let _ = std::fs::remove_file(path);
     }
     result
+}
+
+fn format_at(
+    host: &Host,
+    path: &Path,
+    options: &FormatOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Superblock, FormatError> {
+    let site = look(host, path)?.ok_or_else(|| io_error("look at", path, io::ErrorKind::NotFound.into()))?;
+    Target { path, kind: site.node(), site: &site }.format(options, progress)
+}
+
+/// What is at a path. `None`: nothing.
+pub(crate) fn look(host: &Host, path: &Path) -> Result<Option<Site>, FormatError> {
+    match Site::look(host, path) {
+        Ok(Some(site)) => Ok(Some(site)),
+        Ok(None) => Err(FormatError::NotADevice { path: path.to_path_buf() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(io_error("look at", path, source)),
+    }
 }
 
 fn io_error(step: &'static str, path: &Path, source: io::Error) -> FormatError {
@@ -207,6 +303,7 @@ fn plan(
 struct Target<'a> {
     path: &'a Path,
     kind: Kind,
+    site: &'a Site,
 }
 
 impl Target<'_> {
@@ -216,7 +313,10 @@ impl Target<'_> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Superblock, FormatError> {
         let lock = DeviceLock::take(self.path, self.kind).map_err(|error| match error {
-            LockError::Held => FormatError::InUse { path: self.path.to_path_buf() },
+            LockError::Held => self
+                .site
+                .holder()
+                .map_or_else(|| FormatError::InUse { path: self.path.to_path_buf() }, FormatError::Refused),
             LockError::Io(source) => self.error("open", source),
         })?;
         let held = probe::size_bytes(lock.file()).map_err(|source| self.error("measure", source))?;
@@ -232,7 +332,10 @@ impl Target<'_> {
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(self.path).map_err(
                 |source| match source.kind() {
                     io::ErrorKind::InvalidInput => FormatError::NoDirectIo { path: self.path.to_path_buf() },
-                    _ => self.error("open", source),
+                    _ => match self.site.not_writable(&source) {
+                        Some(refusal) => FormatError::Refused(refusal),
+                        None => self.error("open", source),
+                    },
                 },
             )?;
         self.erase_superblocks(&file, held)?;
@@ -250,6 +353,12 @@ impl Target<'_> {
             sector_bytes: layout.sector_bytes,
             chunk_bytes: layout.chunk_bytes,
             slice_bytes: layout.slice_bytes,
+            kind: DeviceKind::Conventional,
+            shape: layout.shape(match self.kind {
+                // It has no more than its slices need, whatever was asked for.
+                Kind::RegularFile => layout.device_bytes(),
+                _ => size_bytes,
+            }),
         };
         self.write_superblocks(&file, &superblock)?;
         if self.kind == Kind::RegularFile {
@@ -263,13 +372,13 @@ impl Target<'_> {
         let path = self.path.to_path_buf();
         match found {
             Ok(_) | Err(SuperblockError::Newer { .. } | SuperblockError::Damaged { .. }) => {
-                return Err(FormatError::AlreadyFormatted { path, found });
+                return Err(FormatError::AlreadyFormatted { path, found: found.map(Box::new) });
             }
             Err(SuperblockError::Blank | SuperblockError::NotOurs) => {}
         }
         let empty = match self.kind {
             Kind::RegularFile => held == 0,
-            Kind::BlockDevice => {
+            Kind::BlockDevice | Kind::CharacterDevice => {
                 let mut front = vec![0; FIRST_SLICE_OFFSET as usize];
                 let read = read_up_to(file, &mut front, 0).map_err(|source| self.error("read", source))?;
                 front[..read].iter().all(|byte| *byte == 0)
@@ -295,9 +404,9 @@ impl Target<'_> {
     fn size_bytes(&self, options: &FormatOptions, held: u64) -> Result<u64, FormatError> {
         match self.kind {
             Kind::RegularFile => Ok(options.size_bytes),
-            Kind::BlockDevice if options.size_bytes == 0 => Ok(held),
-            Kind::BlockDevice if options.size_bytes <= held => Ok(options.size_bytes),
-            Kind::BlockDevice => Err(self.no_space(options.size_bytes)),
+            _ if options.size_bytes == 0 => Ok(held),
+            _ if options.size_bytes <= held => Ok(options.size_bytes),
+            _ => Err(self.no_space(options.size_bytes)),
         }
     }
 

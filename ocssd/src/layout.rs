@@ -9,6 +9,7 @@
 //! - A slice is a whole number of chunks, a chunk a whole number of sectors.
 //! - All slices of a device are equal, so a slice's place follows from its shard's number alone.
 
+use crate::device::DeviceShape;
 use crate::geometry::Geometry;
 
 const KIB: u64 = 1 << 10;
@@ -84,7 +85,18 @@ pub enum LayoutError {
         /// The size asked for.
         chunk_bytes: u64,
     },
-    /// The slice is not a whole number of chunks, or has too many.
+    /// The chunk divided among the parallel units leaves too little for each.
+    #[error(
+        "a chunk of {chunk_bytes} bytes cannot be striped over {units} parallel units: each needs at least 128 KiB of it; \
+         ask for larger chunks or fewer units"
+    )]
+    FlashChunk {
+        /// The size asked for, or chosen.
+        chunk_bytes: u64,
+        /// Parallel units of a slice.
+        units: u32,
+    },
+    /// The slice is not a whole number of chunks, or there are too many of them on the device.
     #[error("a slice of {slice_bytes} bytes is not a number of chunks that can be addressed")]
     Slice {
         /// The size found.
@@ -122,7 +134,7 @@ impl Layout {
         if !is_chunk(chunk_bytes) {
             return Err(LayoutError::Chunk { chunk_bytes });
         }
-        let chunks = (room / chunk_bytes).min(u64::from(u32::MAX));
+        let chunks = (room / chunk_bytes).min(u64::from(u32::MAX / shards));
         if chunks < SLICE_CHUNKS_MIN {
             let needed_bytes = u64::from(shards)
                 .saturating_mul(SLICE_CHUNKS_MIN * chunk_bytes)
@@ -149,7 +161,7 @@ impl Layout {
         }
         let chunks = slice_bytes / chunk_bytes;
         let whole = slice_bytes.is_multiple_of(chunk_bytes);
-        let addressable = (SLICE_CHUNKS_MIN..=u64::from(u32::MAX)).contains(&chunks);
+        let addressable = (SLICE_CHUNKS_MIN..=u64::from(u32::MAX / shards)).contains(&chunks);
         let end = u64::from(shards)
             .checked_mul(slice_bytes)
             .and_then(|bytes| bytes.checked_add(FIRST_SLICE_OFFSET))
@@ -168,6 +180,13 @@ impl Layout {
     /// Where the shard's slice begins, in bytes from the start of the device.
     pub fn slice_offset(&self, shard: u32) -> u64 {
         FIRST_SLICE_OFFSET + u64::from(shard) * self.slice_bytes
+    }
+
+    /// What a device of `size_bytes` is laid out as: the chunks of all slices as one parallel unit.
+    pub fn shape(&self, size_bytes: u64) -> DeviceShape {
+        let geometry = self.geometry();
+        let geometry = Geometry { chunks: geometry.chunks * self.shards, ..geometry };
+        DeviceShape { geometry, zone_bytes: 0, size_bytes }
     }
 
     /// The geometry of each slice: one parallel unit, no limit to open chunks.
@@ -191,7 +210,7 @@ fn is_chunk(bytes: u64) -> bool {
     bytes.is_multiple_of(CHUNK_BYTES_MIN) && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&bytes)
 }
 
-fn chunk_bytes_for(slice_bytes: u64) -> u64 {
+pub(crate) fn chunk_bytes_for(slice_bytes: u64) -> u64 {
     let wanted = (slice_bytes / 512).max(1);
     let power = 1 << wanted.ilog2();
     u64::clamp(power, CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_CHOSEN_MAX)

@@ -32,7 +32,7 @@ impl DeviceLock {
     /// Opens the device for reading and locks it, or says at once that somebody else did.
     pub(crate) fn take(path: &Path, kind: Kind) -> Result<Self, LockError> {
         let flags = match kind {
-            Kind::RegularFile => 0,
+            Kind::RegularFile | Kind::CharacterDevice => 0,
             // Without O_CREAT this is defined for block devices only.
             Kind::BlockDevice => libc::O_EXCL,
         };

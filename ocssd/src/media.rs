@@ -251,8 +251,8 @@ pub trait Media: 'static {
 
     /// Resolves when every write that completed before this call is durable, but for the last
     /// [`Geometry::mw_cunits`] sectors below the write pointer of each open chunk, unless the device
-    /// [protects its buffer](Self::protects_buffer): those the host makes durable by writing on behind them, or
-    /// by [`Self::finish`] and a flush.
+    /// [protects its buffer](Self::protects_buffer): those the host makes durable by writing on behind them and
+    /// making that durable, or by [`Self::finish`] and a flush.
     async fn flush(&self) -> Result<(), MediaError>;
 
     /// What was done since the medium was opened.

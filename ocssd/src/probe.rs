@@ -1,5 +1,5 @@
-//! What the operating system says of a path: a regular file or a block device, its size, and how direct
-//! I/O on it must be aligned.
+//! What the operating system says of a path: what sort of file it is, its size, and how direct I/O on it must be
+//! aligned.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -11,11 +11,13 @@ use nix::libc;
 /// Assumed where neither the kernel nor sysfs says: right for every device with sectors up to 4 KiB.
 const FALLBACK_ALIGN: u32 = 4096;
 
-/// What can hold a Terrane device.
+/// The sorts of file that can be, or lead to, a Terrane device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     RegularFile,
     BlockDevice,
+    /// Perhaps a namespace's.
+    CharacterDevice,
 }
 
 impl Kind {
@@ -25,6 +27,8 @@ impl Kind {
             Some(Self::RegularFile)
         } else if metadata.file_type().is_block_device() {
             Some(Self::BlockDevice)
+        } else if metadata.file_type().is_char_device() {
+            Some(Self::CharacterDevice)
         } else {
             None
         }
@@ -112,5 +116,6 @@ mod tests {
     #[test]
     fn a_folder_cannot_hold_a_device() {
         assert_eq!(Kind::of(&std::fs::metadata("/").unwrap()), None);
+        assert_eq!(Kind::of(&std::fs::metadata("/dev/null").unwrap()), Some(Kind::CharacterDevice));
     }
 }

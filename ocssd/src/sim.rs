@@ -5,6 +5,15 @@
 //! writes in flight are torn. A host that reads correct data back after that, for every seed and every
 //! point of the cut, relies on nothing the device did not promise.
 //!
+//! | module | of what |
+//! |---|---|
+//! | `options` | how the device behaves |
+//! | `faults` | what else goes wrong, by chance or on request, and the log of it |
+//! | `write` | writes: torn, lost, misdirected, corrupted, chunks that fail or close early |
+//! | `latency` | yields, delays, spikes and stalls |
+//! | `cells` | platter and cache of a chunk |
+//! | `power` | power cuts and restarts of the host |
+//!
 //! Invariants:
 //! - The same seed and the same sequence of polls give the same behaviour: no clock, no thread, no
 //!   address-dependent order.
@@ -14,93 +23,31 @@
 //! - An operation submitted before a power cut or a restart never takes effect, or reports success, after it.
 
 mod cells;
+mod faults;
+mod latency;
+mod options;
 mod power;
+mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use self::cells::{Cached, Cells, Change};
+use self::faults::Faults;
+pub use self::faults::{Fault, FaultRates, Injected};
+use self::latency::Stall;
+pub use self::options::{DelayHook, Operation, SimOptions};
+use self::write::Write;
 use crate::buffer::AlignedBuf;
 use crate::chunk_table::ChunkTable;
 use crate::geometry::{ChunkId, Geometry};
-use crate::media::{ChunkInfo, ChunkState, Durability, Media, MediaCounters, MediaError};
-
-/// A kind of media operation, as a [`DelayHook`] sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// [`Media::write`] with [`Durability::Volatile`].
-    Write,
-    /// [`Media::write`] with [`Durability::Durable`].
-    DurableWrite,
-    /// [`Media::append`], of either durability.
-    Append,
-    /// [`Media::read`].
-    Read,
-    /// [`Media::reset`].
-    Reset,
-    /// [`Media::finish`].
-    Finish,
-    /// [`Media::flush`].
-    Flush,
-}
-
-/// How long an operation on so many bytes takes: a future of the simulator's virtual time.
-pub type DelayHook = Rc<dyn Fn(Operation, usize) -> Pin<Box<dyn Future<Output = ()>>>>;
-
-/// How a [`SimMedia`] behaves.
-#[derive(Clone)]
-pub struct SimOptions {
-    /// Decides everything that is left to chance. Default 0.
-    pub seed: u64,
-    /// Each operation returns `Pending` 0 to this many times before it completes, waking itself, so that
-    /// completions overtake each other. Default 0: every operation completes at once.
-    pub yields_max: u32,
-    /// Awaited by every operation, after its yields. Default none.
-    pub delay: Option<DelayHook>,
-    /// Whether the device is a conventional one, which cannot report write pointers after a start and
-    /// keeps none. Default true.
-    pub conventional: bool,
-    /// Whether a reset leaves the old content in place (a file does), to be seen again behind a lost
-    /// write. Default true; false: a reset zeroes the chunk, once it is durable.
-    pub stale: bool,
-    /// Whether a power cut may tear a write within a sector. Default false: sectors are atomic.
-    pub tear_within_sector: bool,
-}
-
-impl Default for SimOptions {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            yields_max: 0,
-            delay: None,
-            conventional: true,
-            stale: true,
-            tear_within_sector: false,
-        }
-    }
-}
-
-impl fmt::Debug for SimOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimOptions")
-            .field("seed", &self.seed)
-            .field("yields_max", &self.yields_max)
-            .field("delay", &self.delay.is_some())
-            .field("conventional", &self.conventional)
-            .field("stale", &self.stale)
-            .field("tear_within_sector", &self.tear_within_sector)
-            .finish()
-    }
-}
+use crate::media::{ChunkInfo, ChunkState, Durability, Media, MediaCounters, MediaError, Notice};
 
 /// A deterministic medium in memory. A value is a handle: clones share the device.
 ///
@@ -131,23 +78,8 @@ struct State {
     operations: u64,
     cut_at: Option<u64>,
     faults: Faults,
+    stall: Option<Stall>,
     counters: MediaCounters,
-}
-
-/// A write in flight.
-struct Write {
-    chunk: ChunkId,
-    sector: u32,
-    data: Vec<u8>,
-    durable: bool,
-}
-
-/// Errors that are armed and strike once.
-#[derive(Default)]
-struct Faults {
-    read: Option<io::ErrorKind>,
-    write: Option<io::ErrorKind>,
-    flush: Option<io::ErrorKind>,
 }
 
 impl Clone for SimMedia {
@@ -172,10 +104,12 @@ impl SimMedia {
     /// `format`), `Free` on one that tracks write pointers.
     ///
     /// # Panics
-    /// If the geometry is empty or a chunk is not a multiple of the smallest write.
+    /// If the geometry is empty, a chunk is not a multiple of the smallest write, or such a device cannot
+    /// behave as the options say ([`SimOptions::validate`]).
     pub fn new(geometry: Geometry, options: SimOptions) -> Self {
         assert!(geometry.chunk_count() > 0 && geometry.chunk_sectors > 0 && geometry.sector_bytes > 0);
         assert!(geometry.ws_min > 0 && geometry.chunk_sectors.is_multiple_of(geometry.ws_min));
+        options.validate(&geometry).expect("the device can behave so");
         let state = State {
             rng: Pcg64Mcg::seed_from_u64(options.seed),
             table: if options.conventional {
@@ -190,7 +124,8 @@ impl SimMedia {
             life: 0,
             operations: 0,
             cut_at: None,
-            faults: Faults::default(),
+            faults: Faults::new(options.faults),
+            stall: None,
             counters: MediaCounters::default(),
         };
         let device = Device { geometry, options, state: RefCell::new(state) };
@@ -252,58 +187,10 @@ impl SimMedia {
     fn begin_life(&self, state: &mut State) {
         state.life += 1;
         state.cut_at = None;
-        state.faults = Faults::default();
+        state.faults.disarm();
+        state.stall = None;
         state.counters = MediaCounters::default();
         self.life.set(state.life);
-    }
-
-    /// Damages a byte silently: one bit of it is flipped, on the platter and in the cache. Twice
-    /// restores it.
-    ///
-    /// # Panics
-    /// If there is no such byte.
-    pub fn corrupt(&self, chunk: ChunkId, sector: u32, byte: u32) {
-        let geometry = &self.device.geometry;
-        assert!(chunk.0 < geometry.chunk_count() && sector < geometry.chunk_sectors);
-        assert!(byte < geometry.sector_bytes);
-        let mut state = self.device.state.borrow_mut();
-        state.cells[chunk.0 as usize].damage(geometry, sector, byte);
-    }
-
-    /// The next read fails with an I/O error and leaves the buffer as it was.
-    pub fn fail_next_read(&self) {
-        self.device.state.borrow_mut().faults.read = Some(io::ErrorKind::Other);
-    }
-
-    /// The next write or append fails with an I/O error. Which of its sectors were written is left to
-    /// the seed, and none of them is durable.
-    pub fn fail_next_write(&self) {
-        self.device.state.borrow_mut().faults.write = Some(io::ErrorKind::Other);
-    }
-
-    /// The next flush fails with an I/O error, and so does, silently, all that it had to make durable: a
-    /// later flush succeeds without covering it, as a kernel that dropped dirty pages does.
-    pub fn fail_next_flush(&self) {
-        self.device.state.borrow_mut().faults.flush = Some(io::ErrorKind::Other);
-    }
-
-    /// Every read that touches this sector fails, until its chunk is reset.
-    ///
-    /// # Panics
-    /// If there is no such sector.
-    pub fn fail_reads_of(&self, chunk: ChunkId, sector: u32) {
-        let geometry = &self.device.geometry;
-        assert!(chunk.0 < geometry.chunk_count() && sector < geometry.chunk_sectors);
-        self.device.state.borrow_mut().cells[chunk.0 as usize].unreadable.insert(sector);
-    }
-
-    /// The chunk goes offline for good: everything done to it fails with [`MediaError::Offline`].
-    ///
-    /// # Panics
-    /// If there is no such chunk.
-    pub fn take_offline(&self, chunk: ChunkId) {
-        assert!(chunk.0 < self.device.geometry.chunk_count());
-        self.device.state.borrow_mut().table.set(chunk, ChunkState::Offline, 0);
     }
 
     /// The life an operation is submitted in.
@@ -316,68 +203,23 @@ impl SimMedia {
         }
     }
 
-    /// Counts an operation that broke no rule. `Ok(true)`: the power goes in the middle of it, so the
-    /// caller leaves its traces and then calls [`Device::cut`]. An error: it went before.
+    /// Counts an operation that broke no rule, and lets strike what may strike at any. `Ok(true)`: the power goes
+    /// in the middle of it, so the caller leaves its traces and then calls [`Device::cut`]. An error: it went before.
     fn count(&self, state: &mut State) -> Result<bool, MediaError> {
         state.operations += 1;
-        if state.cut_at != Some(state.operations) {
+        if state.strikes(Fault::Offline) {
+            let chunk = ChunkId(state.rng.random_range(0..self.device.geometry.chunk_count()));
+            state.go_offline(Fault::Offline, chunk);
+        }
+        if !state.strikes(Fault::PowerCut) && state.cut_at != Some(state.operations) {
             return Ok(false);
         }
+        state.faults.record(Fault::PowerCut, ChunkId(0), None);
         if state.rng.random_bool(0.5) {
             return Ok(true);
         }
         self.device.cut(state);
         Err(MediaError::PowerLost)
-    }
-
-    /// Submits a write: returns its key among those in flight, its first sector and the life it is in.
-    fn submit_write(
-        &self,
-        operation: &'static str,
-        chunk: ChunkId,
-        sector: Option<u32>,
-        data: &[u8],
-        durability: Durability,
-    ) -> Result<(u64, u32, u64), MediaError> {
-        let life = self.alive()?;
-        let mut state = self.device.state.borrow_mut();
-        let (start, _) = state.table.begin_write(operation, chunk, sector, data.len())?;
-        let cut = self.count(&mut state)?;
-        state.counters.writes += 1;
-        state.counters.written_bytes += data.len() as u64;
-        let key = state.operations;
-        let durable = durability == Durability::Durable;
-        state.in_flight.insert(key, Write { chunk, sector: start, data: data.to_vec(), durable });
-        if cut {
-            self.device.cut(&mut state);
-            return Err(MediaError::PowerLost);
-        }
-        Ok((key, start, life))
-    }
-
-    fn complete_write(&self, operation: &'static str, key: u64, life: u64) -> Result<(), MediaError> {
-        let mut state = self.device.state.borrow_mut();
-        let state = &mut *state;
-        if !state.powered || state.life != life {
-            return Err(MediaError::PowerLost);
-        }
-        let write = state.in_flight.remove(&key).expect("a write completes once, within its life");
-        let chunk = write.chunk;
-        state.table.end_write(chunk);
-        if let Some(kind) = state.faults.write.take() {
-            let sector = write.sector;
-            let old = self.device.visible(state, chunk, sector, write.data.len());
-            let data = self.device.tear(&mut state.rng, &old, &write.data, false);
-            state.push(chunk, Change::Write { sector, data });
-            return Err(MediaError::Io { operation, chunk, sector, source: kind.into() });
-        }
-        if write.durable {
-            let Device { geometry, options, .. } = &*self.device;
-            state.cells[chunk.0 as usize].write_through(geometry, options, write.sector, &write.data);
-        } else {
-            state.push(chunk, Change::Write { sector: write.sector, data: write.data });
-        }
-        Ok(())
     }
 
     fn submit_read(&self, chunk: ChunkId, sector: u32, len: usize) -> Result<(u32, u64), MediaError> {
@@ -393,36 +235,53 @@ impl SimMedia {
         Ok((sectors, life))
     }
 
-    /// Waits as the options say.
-    async fn pause(&self, operation: Operation, bytes: usize) {
-        let yields = match self.device.options.yields_max {
-            0 => 0,
-            max => self.device.state.borrow_mut().rng.random_range(0..=max),
-        };
-        Yields(yields).await;
-        if let Some(delay) = &self.device.options.delay {
-            delay(operation, bytes).await;
+    fn complete_read(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        sectors: u32,
+        life: u64,
+        buf: &mut [u8],
+    ) -> Result<(), MediaError> {
+        self.still(life)?;
+        let device = &*self.device;
+        let state = &mut *device.state.borrow_mut();
+        if state.table.state(chunk) == ChunkState::Offline {
+            return Err(MediaError::Offline { chunk });
         }
+        let error = |sector| {
+            let source = io::ErrorKind::Other.into();
+            Err(MediaError::Io { operation: "read", chunk, sector, source })
+        };
+        if state.strikes(Fault::LatentReadError) {
+            let bad = sector + state.rng.random_range(0..sectors);
+            state.cells[chunk.0 as usize].unreadable.insert(bad);
+            state.faults.record(Fault::LatentReadError, chunk, Some((bad, 1)));
+        }
+        let bad = state.cells[chunk.0 as usize].unreadable.range(sector..sector + sectors).next().copied();
+        if state.strikes(Fault::ReadError) {
+            state.faults.record(Fault::ReadError, chunk, Some((sector, sectors)));
+            return error(bad.unwrap_or(sector));
+        }
+        match bad {
+            Some(sector) if device.options.conventional => return error(sector),
+            Some(sector) => return Err(MediaError::Unreadable { chunk, sector }),
+            None => {}
+        }
+        buf.copy_from_slice(&device.visible(state, chunk, sector, buf.len()));
+        if state.strikes(Fault::CorruptedRead) {
+            let hit = device.flip(state, sector, buf);
+            state.faults.record(Fault::CorruptedRead, chunk, Some((hit, 1)));
+        }
+        if state.strikes(Fault::HighEcc) {
+            state.warn(chunk, (sector, sectors));
+        }
+        Ok(())
     }
 
     fn still(&self, life: u64) -> Result<(), MediaError> {
         let state = self.device.state.borrow();
         if state.powered && state.life == life { Ok(()) } else { Err(MediaError::PowerLost) }
-    }
-}
-
-/// Pending so many times, waking itself.
-struct Yields(u32);
-
-impl Future for Yields {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.0 == 0 {
-            return Poll::Ready(());
-        }
-        self.0 -= 1;
-        context.waker().wake_by_ref();
-        Poll::Pending
     }
 }
 
@@ -435,9 +294,23 @@ impl State {
 }
 
 impl Device {
-    /// Whether a reset is something the device itself remembers.
-    fn remembers_resets(&self) -> bool {
-        !self.options.conventional || !self.options.stale
+    /// Begins the next life of a chunk.
+    fn reset(&self, state: &mut State, chunk: ChunkId) {
+        // Of the others the device itself remembers nothing.
+        if !self.options.conventional || !self.options.stale {
+            state.push(chunk, Change::Reset);
+        }
+        let cells = &mut state.cells[chunk.0 as usize];
+        cells.unreadable.clear();
+        cells.failure = None;
+    }
+
+    /// Has the device remember that a chunk was closed before it was full, if it remembers such things.
+    fn finish(&self, state: &mut State, chunk: ChunkId) {
+        let early = state.table.write_pointer(chunk) < self.geometry.chunk_sectors;
+        if !self.options.conventional && early && state.table.state(chunk) == ChunkState::Closed {
+            state.push(chunk, Change::Finish);
+        }
     }
 
     /// What a read sees now.
@@ -471,7 +344,7 @@ impl Media for SimMedia {
             Durability::Volatile => Operation::Write,
             Durability::Durable => Operation::DurableWrite,
         };
-        self.pause(operation, buf.len()).await;
+        self.device.pause(operation, buf.len()).await;
         (self.complete_write("write", key, life), buf)
     }
 
@@ -485,7 +358,7 @@ impl Media for SimMedia {
             Ok(submitted) => submitted,
             Err(error) => return (Err(error), buf),
         };
-        self.pause(Operation::Append, buf.len()).await;
+        self.device.pause(Operation::Append, buf.len()).await;
         (self.complete_write("append", key, life).map(|()| sector), buf)
     }
 
@@ -499,21 +372,19 @@ impl Media for SimMedia {
             Ok(submitted) => submitted,
             Err(error) => return (Err(error), buf),
         };
-        self.pause(Operation::Read, buf.len()).await;
-        if let Err(error) = self.still(life) {
-            return (Err(error), buf);
+        self.device.pause(Operation::Read, buf.len()).await;
+        (self.complete_read(chunk, sector, sectors, life, &mut buf), buf)
+    }
+
+    fn protects_buffer(&self) -> bool {
+        self.device.options.protected_buffer || self.device.geometry.mw_cunits == 0
+    }
+
+    fn take_notices(&self) -> Vec<Notice> {
+        match self.alive() {
+            Ok(_) => std::mem::take(&mut self.device.state.borrow_mut().faults.notices),
+            Err(_) => Vec::new(),
         }
-        let mut state = self.device.state.borrow_mut();
-        let bad = state.cells[chunk.0 as usize].unreadable.range(sector..sector + sectors).next().copied();
-        let kind = state.faults.read.take().or(bad.map(|_| io::ErrorKind::Other));
-        if let Some(kind) = kind {
-            let sector = bad.unwrap_or(sector);
-            let error = MediaError::Io { operation: "read", chunk, sector, source: kind.into() };
-            return (Err(error), buf);
-        }
-        let bytes = self.device.visible(&state, chunk, sector, buf.len());
-        buf.copy_from_slice(&bytes);
-        (Ok(()), buf)
     }
 
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
@@ -524,20 +395,22 @@ impl Media for SimMedia {
             let cut = self.count(&mut state)?;
             state.counters.resets += 1;
             if cut {
-                if self.device.remembers_resets() {
-                    state.push(chunk, Change::Reset);
-                }
+                self.device.reset(&mut state, chunk);
                 self.device.cut(&mut state);
                 return Err(MediaError::PowerLost);
             }
         }
-        self.pause(Operation::Reset, 0).await;
+        self.device.pause(Operation::Reset, 0).await;
         self.still(life)?;
         let mut state = self.device.state.borrow_mut();
-        if self.device.remembers_resets() {
-            state.push(chunk, Change::Reset);
+        if state.strikes(Fault::FailedReset) {
+            state.go_offline(Fault::FailedReset, chunk);
         }
-        state.cells[chunk.0 as usize].unreadable.clear();
+        if state.table.state(chunk) == ChunkState::Offline {
+            state.table.end_reset(chunk, false);
+            return Err(MediaError::Offline { chunk });
+        }
+        self.device.reset(&mut state, chunk);
         state.table.end_reset(chunk, true);
         Ok(())
     }
@@ -548,17 +421,23 @@ impl Media for SimMedia {
             let mut state = self.device.state.borrow_mut();
             state.table.check_finish(chunk)?;
             let cut = self.count(&mut state)?;
-            state.table.finish(chunk);
-            if !self.device.options.conventional {
-                state.push(chunk, Change::Finish);
+            if state.table.state(chunk) != ChunkState::Offline {
+                state.table.finish(chunk);
             }
             if cut {
+                self.device.finish(&mut state, chunk);
                 self.device.cut(&mut state);
                 return Err(MediaError::PowerLost);
             }
         }
-        self.pause(Operation::Finish, 0).await;
-        self.still(life)
+        self.device.pause(Operation::Finish, 0).await;
+        self.still(life)?;
+        let mut state = self.device.state.borrow_mut();
+        if state.table.state(chunk) == ChunkState::Offline {
+            return Err(MediaError::Offline { chunk });
+        }
+        self.device.finish(&mut state, chunk);
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), MediaError> {
@@ -573,15 +452,16 @@ impl Media for SimMedia {
             }
             state.sequence
         };
-        self.pause(Operation::Flush, 0).await;
+        self.device.pause(Operation::Flush, 0).await;
         self.still(life)?;
         let mut state = self.device.state.borrow_mut();
-        if let Some(kind) = state.faults.flush.take() {
+        if state.strikes(Fault::FailedFlush) {
+            state.faults.record(Fault::FailedFlush, ChunkId(0), None);
             for cached in state.cells.iter_mut().flat_map(|cells| &mut cells.cache) {
                 cached.doomed |= cached.sequence <= mark;
             }
-            let chunk = ChunkId(0);
-            return Err(MediaError::Io { operation: "flush", chunk, sector: 0, source: kind.into() });
+            let source = io::ErrorKind::Other.into();
+            return Err(MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source });
         }
         let Device { geometry, options, .. } = &*self.device;
         for cells in &mut state.cells {

@@ -9,8 +9,9 @@ use std::task::{Context, Poll, Waker};
 
 use terrane_ocssd::superblock::{COPY_OFFSETS, FORMAT_VERSION};
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, Durability, FileDevice, FileOptions, FormatError, FormatOptions, LayoutError, Media,
-    MediaError, OpenError, Superblock, SuperblockError, format,
+    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, DeviceShape, Durability, FileDevice, FileOptions,
+    FormatError, FormatOptions, KindOptions, LayoutError, Media, MediaError, OpenError, Refusal, Superblock,
+    SuperblockError, format,
 };
 
 const KIB: u64 = 1 << 10;
@@ -83,6 +84,155 @@ fn what_was_formatted_opens() {
     assert_eq!(geometry.chunk_count(), 16);
 }
 
+fn open(path: &Path) -> Result<Device, OpenError> {
+    Device::open(path, &DeviceOptions::default())
+}
+
+/// Puts another superblock in both places.
+fn relabel(path: &Path, superblock: &Superblock) {
+    for at in COPY_OFFSETS {
+        overwrite(path, at, &superblock.encode());
+    }
+}
+
+#[test]
+fn a_device_is_one_thing_whatever_kind_it_is() {
+    let folder = folder();
+    let path = folder.path().join("node.terrane");
+    let written = Device::format(&path, &options(), &KindOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!(written.kind, DeviceKind::Conventional);
+    assert_eq!(written.shape, written.layout().shape(3 * MIB));
+    let device = open(&path).unwrap();
+    assert_eq!((device.superblock(), device.path()), (&written, path.as_path()));
+    assert!(matches!(open(&path), Err(OpenError::InUse { .. })));
+    run(async {
+        let media = device.slice(1).await.unwrap();
+        assert!(matches!(device.slice(1).await, Err(OpenError::SliceInUse { .. })));
+        assert!(matches!(device.slice(2).await, Err(OpenError::NoSuchSlice { .. })));
+        assert_eq!(*media.geometry(), written.slice_geometry());
+        media.reset(ChunkId(3)).await.unwrap();
+        let mut buf = AlignedBuf::zeroed(8 << 10);
+        buf.fill(7);
+        media.write(ChunkId(3), 0, buf, Durability::Durable).await.0.unwrap();
+        let (appended, _) = media.append(ChunkId(3), AlignedBuf::zeroed(4096), Durability::Volatile).await;
+        assert_eq!(appended.unwrap() * media.geometry().sector_bytes, 8 << 10);
+        media.flush().await.unwrap();
+        let (result, buf) = media.read(ChunkId(3), 0, AlignedBuf::zeroed(8 << 10)).await;
+        result.unwrap();
+        assert!(buf.iter().all(|byte| *byte == 7));
+        media.finish(ChunkId(3)).await.unwrap();
+        let counters = media.counters();
+        assert_eq!((counters.writes, counters.reads, counters.resets, counters.flushes), (2, 1, 1, 1));
+    });
+}
+
+/// No larger than the conventional kind's own: what other kinds do costs it nothing.
+#[test]
+fn futures_are_as_large_as_the_conventional_kinds() {
+    let (_folder, path) = formatted();
+    let file = FileDevice::open(&path).unwrap();
+    let direct = file.slice(0).unwrap();
+    let of_file = future_sizes(&direct);
+    drop((direct, file));
+    let device = open(&path).unwrap();
+    let of_device = run(async { future_sizes(&device.slice(0).await.unwrap()) });
+    for (of_file, of_device) in of_file.into_iter().zip(of_device) {
+        assert!(of_device <= of_file + 16, "{of_device} bytes instead of {of_file}");
+    }
+}
+
+type FutureSizes = [usize; 5];
+
+/// Of write, append, read, reset and flush.
+fn future_sizes(media: &impl Media) -> FutureSizes {
+    let buf = || AlignedBuf::zeroed(512);
+    [
+        size_of_val(&media.write(ChunkId(0), 0, buf(), Durability::Durable)),
+        size_of_val(&media.append(ChunkId(0), buf(), Durability::Durable)),
+        size_of_val(&media.read(ChunkId(0), 0, buf())),
+        size_of_val(&media.reset(ChunkId(0))),
+        size_of_val(&media.flush()),
+    ]
+}
+
+#[test]
+fn a_device_of_format_version_1_is_read() {
+    let (_folder, path) = formatted();
+    let new = *open(&path).unwrap().superblock();
+    let old = Superblock { version: 1, ..new };
+    relabel(&path, &old);
+    let device = open(&path).unwrap();
+    assert_eq!(*device.superblock(), old, "the shape follows from the layout");
+    run(async {
+        assert_eq!(*device.slice(0).await.unwrap().geometry(), new.slice_geometry());
+    });
+    drop(device);
+    let refused = quiet(&path, &options()).unwrap_err();
+    assert!(matches!(refused, FormatError::AlreadyFormatted { found: Ok(found), .. } if *found == old));
+}
+
+#[test]
+fn a_device_laid_out_as_another_kind_is_refused() {
+    let (_folder, path) = formatted();
+    let conventional = *open(&path).unwrap().superblock();
+    let zoned = Superblock {
+        kind: DeviceKind::Zoned,
+        shape: DeviceShape { zone_bytes: 64 * KIB, ..conventional.shape },
+        ..conventional
+    };
+    relabel(&path, &zoned);
+    let error = open(&path).unwrap_err();
+    let OpenError::KindDiffers { laid_out, found, .. } = &error else { panic!("{error}") };
+    assert_eq!((*laid_out, *found), (DeviceKind::Zoned, DeviceKind::Conventional));
+    assert!(
+        error.to_string().contains("is a conventional device, but was laid out as a zoned device"),
+        "{error}"
+    );
+    // It is not formatted by mistake either.
+    assert!(matches!(quiet(&path, &options()), Err(FormatError::AlreadyFormatted { found: Ok(_), .. })));
+}
+
+#[test]
+fn a_kind_that_the_device_is_not_is_refused() {
+    let (folder, path) = formatted();
+    for kind in [DeviceKind::Flash, DeviceKind::Zoned, DeviceKind::Fdp] {
+        let insisted = DeviceOptions { kind: Some(kind), ..DeviceOptions::default() };
+        let error = Device::open(&path, &insisted).unwrap_err();
+        let OpenError::Refused(Refusal::WrongKind { asked, found, .. }) = &error else { panic!("{error}") };
+        assert_eq!((*asked, *found), (kind, DeviceKind::Conventional));
+    }
+    let of = |kind| KindOptions { kind: Some(kind), ..KindOptions::default() };
+    let new = folder.path().join("new");
+    for kind in [DeviceKind::Zoned, DeviceKind::Fdp] {
+        let force = FormatOptions { force: true, ..options() };
+        let error = Device::format(&path, &force, &of(kind), &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, FormatError::Refused(Refusal::WrongKind { .. })), "{error}");
+        let error = Device::format(&new, &force, &of(kind), &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, FormatError::Io { step: "look at", .. }), "{error}");
+    }
+    assert!(!new.exists());
+    open(&path).unwrap();
+    for path in ["/dev/null", "/dev/zero"] {
+        let error = open(Path::new(path)).unwrap_err();
+        assert!(matches!(error, OpenError::Refused(Refusal::NotNvme { .. })), "{error}");
+        let error = quiet(Path::new(path), &options()).unwrap_err();
+        assert!(matches!(error, FormatError::Refused(Refusal::NotNvme { .. })), "{error}");
+    }
+}
+
+#[test]
+fn a_read_only_file_is_refused() {
+    let (_folder, path) = formatted();
+    let mut permissions = fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&path, permissions).unwrap();
+    let error = open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::Refused(Refusal::ReadOnly { .. })), "{error}");
+    let force = FormatOptions { force: true, ..options() };
+    let error = quiet(&path, &force).unwrap_err();
+    assert!(matches!(error, FormatError::Refused(Refusal::ReadOnly { .. })), "{error}");
+}
+
 #[test]
 fn slices_do_not_overlap() {
     let (_folder, path) = formatted();
@@ -114,7 +264,7 @@ fn an_existing_device_is_formatted_by_force_only() {
     let (_folder, path) = formatted();
     let other = FormatOptions { node: 4, ..options() };
     let error = quiet(&path, &other).unwrap_err();
-    assert!(matches!(error, FormatError::AlreadyFormatted { found: Ok(Superblock { node: 3, .. }), .. }));
+    assert!(matches!(&error, FormatError::AlreadyFormatted { found: Ok(found), .. } if found.node == 3));
     assert!(error.to_string().contains("node 3 of cluster"), "{error}");
     assert_eq!(FileDevice::open(&path).unwrap().superblock().node, 3);
 

@@ -15,8 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{SigSet, Signal};
 use terrane_engine::{SliceId, Store};
-use terrane_ocssd::file::{FileDevice, FileMedia, FileOptions};
-use terrane_ocssd::superblock::{self, FormatOptions, Superblock};
+use terrane_ocssd::{Device, DeviceMedia, DeviceOptions, FormatOptions, KindOptions, Media, Superblock};
 
 use crate::cluster::{ClusterMap, DEFAULT_TABLE, NodeAddress, NodeId, Table};
 use crate::config::{Config, DEFAULT_TABLE_NAME, KEY_BYTES_MAX, Pin};
@@ -35,7 +34,7 @@ const RING_ENTRIES: u32 = 1024;
 const PAYLOAD_OVERHEAD_BYTES: u32 = 4096;
 
 /// The real world of a shard.
-type Reactor = reactor::Reactor<FileMedia>;
+type Reactor = reactor::Reactor<DeviceMedia>;
 
 /// The cluster as a configuration describes it. Resolves host names.
 pub fn cluster_map(config: &Config) -> anyhow::Result<ClusterMap> {
@@ -76,21 +75,37 @@ fn slice_id(superblock: &Superblock, shard: u32) -> SliceId {
     SliceId { cluster: superblock.cluster, node: superblock.node, shard }
 }
 
+/// The slice of a shard, on a device whose flushes cover everything.
+async fn slice(device: &Device, shard: u32) -> anyhow::Result<DeviceMedia> {
+    let media = device.slice(shard).await?;
+    anyhow::ensure!(
+        media.protects_buffer(),
+        "{} is {} whose write buffer does not survive a power cut: the last {} sectors of an open chunk would be lost even \
+         after a flush, and the log does not yet write on behind them. Use a device with power-loss protection (emulated \
+         flash has it unless it was made without)",
+        device.path().display(),
+        device.superblock().kind,
+        media.geometry().mw_cunits
+    );
+    Ok(media)
+}
+
 /// Lays a device out: superblock, slices, and the first anchor of each slice.
 ///
 /// # Errors
-/// When the device holds data already and `force` is not set, is too small, or cannot be written; the
-/// message says what to do.
+/// When the device holds data already and `force` is not set, is of another kind, is too small, or cannot be written;
+/// the message says what to do.
 pub fn format_device(
     path: &Path,
     options: &FormatOptions,
+    kind: &KindOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Superblock> {
-    let superblock = superblock::format(path, options, progress)?;
-    let device = FileDevice::open(path)?;
+    let superblock = Device::format(path, options, kind, progress)?;
+    let device = Device::open(path, &DeviceOptions::default())?;
     reactor::run_shard(None, RING_ENTRIES, |_: Reactor| async {
         for shard in 0..superblock.shards {
-            let media = device.slice(shard)?;
+            let media = slice(&device, shard).await?;
             Store::format(&media, slice_id(&superblock, shard)).await?;
         }
         anyhow::Ok(())
@@ -107,9 +122,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (events, happened) = mpsc::channel();
     watch_signals(events.clone())?;
 
-    let options = FileOptions { nosync: config.nosync };
-    let device = FileDevice::open_with(&config.data, options)?;
+    let options = DeviceOptions { nosync: config.nosync, ..DeviceOptions::default() };
+    let device = Device::open(&config.data, &options)?;
     let superblock = *device.superblock();
+    tracing::info!(device = %config.data.display(), "{}, {} slices", superblock.kind, superblock.shards);
     config.check_device(superblock.cluster, superblock.node, superblock.shards, superblock.chunk_bytes)?;
     if config.nosync {
         tracing::warn!("nosync is set: acknowledged writes do not survive a power loss");
@@ -240,7 +256,7 @@ struct Launch {
     config: Config,
     map: Arc<ClusterMap>,
     shard: u32,
-    device: FileDevice,
+    device: Device,
     superblock: Superblock,
     mesh: ShardMesh<Reactor>,
     doorbell: DoorbellKit,
@@ -277,7 +293,7 @@ impl Launch {
                 )
             })?);
         }
-        let media = device.slice(shard)?;
+        let media = slice(&device, shard).await?;
         let options = terrane_engine::Options {
             record_bytes_max: (config.value_bytes_max + KEY_BYTES_MAX) as u32 + PAYLOAD_OVERHEAD_BYTES,
             cache_bytes: config.cache_bytes,
@@ -314,3 +330,33 @@ impl Launch {
 }
 
 type Started = (std::rc::Rc<Shard<Reactor>>, Vec<<Reactor as World>::Listener>, EventDoorbell);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use terrane_ocssd::{DeviceKind, FlashLayout};
+
+    #[test]
+    fn flash_whose_buffer_dies_with_the_power_is_refused_with_the_reason() {
+        // In the build's folder: a system's `/tmp` may be memory, without direct I/O.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let options = FormatOptions {
+            cluster: 1,
+            node: 1,
+            shards: 1,
+            size_bytes: 16 << 20,
+            chunk_bytes: Some(1 << 20),
+            sector_bytes: None,
+            force: false,
+        };
+        let format = |name: &str, protected_buffer| {
+            let flash = FlashLayout { protected_buffer, ..FlashLayout::default() };
+            let kind = KindOptions { kind: Some(DeviceKind::Flash), flash };
+            format_device(&folder.path().join(name), &options, &kind, &mut |_, _| {})
+        };
+        assert_eq!(format("protected", true).unwrap().kind, DeviceKind::Flash);
+        let error = format("unprotected", false).unwrap_err().to_string();
+        assert!(error.contains("does not survive a power cut"), "{error}");
+    }
+}

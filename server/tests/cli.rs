@@ -107,6 +107,8 @@ fn wrong_usage_is_exit_code_2_and_help_is_0() {
         &["start", "--config", "x", "--no-such-flag"],
         &["format", "--data", "x"],
         &["format", "--data", "x", "--cluster", "not hexadecimal", "--node", "1", "--shards", "1"],
+        &["format", "--config", "x", "--media", "tape"],
+        &["format", "--config", "x", "--flash-units", "4"],
         &["local"],
         &["local", "--dir", "x", "--port", "0"],
         &["local", "--dir", "x", "--nodes", "0"],
@@ -260,9 +262,81 @@ fn format_refuses_what_would_destroy_or_cannot_work() {
     node.format(&["--size", "4 MB"]).code(2).says("powers of two");
     let done = node.format(&["--size", SMALL]).code(0);
     assert!(done.stderr.is_empty(), "no progress bar off a terminal: {}", done.stderr);
-    assert!(done.text().contains("1 slices of 64 MiB, chunks of 8 MiB"));
+    let text = done.text();
+    assert!(text.contains("a conventional device, laid out for node 1 of cluster"), "{text}");
+    assert!(text.contains("1 slices of 64 MiB, chunks of 8 MiB"));
     node.format(&["--size", SMALL]).code(1).says("--force");
     node.format(&["--size", SMALL, "--force"]).code(0);
+}
+
+#[test]
+fn a_device_is_laid_out_as_what_it_is_or_not_at_all() {
+    let node = OneNode::new();
+    let checked = || run(["config", "--check", node.config.to_str().unwrap()]).code(0).text();
+    assert!(checked().contains("node.terrane: not there yet"), "{}", checked());
+    for media in ["zoned", "fdp"] {
+        node.format(&["--media", media]).code(2).says("--size");
+        node.format(&["--media", media, "--size", SMALL]).code(1).says("cannot look at");
+        assert!(!node.data.exists(), "a refused format creates nothing");
+    }
+    node.format(&["--media", "file", "--size", SMALL]).code(0);
+    assert!(
+        checked().contains("a conventional device, laid out for node 1: 1 slices of 64 MiB"),
+        "{}",
+        checked()
+    );
+    for media in ["zoned", "fdp"] {
+        let done = node.format(&["--media", media, "--size", SMALL, "--force"]).code(1);
+        done.says("is a conventional device, not ");
+    }
+    let mut permissions = fs::metadata(&node.data).expect("it is there").permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&node.data, permissions).expect("ours");
+    node.refuses("is read-only");
+}
+
+/// A node in a process of its own, killed when this goes.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_on_emulated_flash_keeps_what_it_was_given_through_kills() {
+    let node = OneNode::new();
+    let port = free_ports(2);
+    node.configure(CLUSTER, 1, 1, port, "partitions = 2\nelection_timeout_ms = 100\nheartbeat_ms = 20");
+    node.format(&["--media", "flash", "--size", "10MiB"]).code(1).says("at least");
+    assert!(!node.data.exists(), "a refused format creates nothing");
+    let text = node.format(&["--media", "flash", "--size", "192MiB"]).code(0).text();
+    assert!(
+        text.contains("emulated flash, laid out for node 1") && text.contains("chunks of 8 MiB"),
+        "{text}"
+    );
+    node.format(&["--media", "file", "--size", SMALL, "--force"]).code(1).says("is emulated flash, not a");
+
+    let address = format!("127.0.0.1:{port}");
+    for life in 0..3 {
+        let child = terrane()
+            .args(["start", "--config", node.config.to_str().unwrap()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let running = Running(child);
+        let key = |life: i32| format!("key{life}");
+        until(|| run(["put", &key(life), &format!("value{life}"), "--addr", &address]).code == Some(0));
+        for before in 0..=life {
+            let read = run(["get", &key(before), "--addr", &address]).code(0);
+            assert_eq!(read.text(), format!("value{before}"));
+        }
+        let text = run(["config", "--check", node.config.to_str().unwrap()]).code(0).text();
+        assert!(text.contains("emulated flash, in use by another process"), "{text}");
+        drop(running);
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use terrane_ocssd::{AlignedBuf, Durability, FileDevice, FileMedia, Media};
+use terrane_ocssd::{AlignedBuf, Device, DeviceMedia, Durability, Media};
 
 use crate::device::chunks::Chunks;
 use crate::device::report::{Latencies, Measured};
@@ -74,7 +74,7 @@ impl Stop {
 /// # Errors
 /// If the device is too small for the cell, or an operation fails.
 pub(crate) fn measure(
-    device: &FileDevice,
+    device: &Device,
     cell: Cell,
     window: Duration,
     stop: &Stop,
@@ -93,7 +93,7 @@ pub(crate) fn measure(
     let chunks_min = if cell.read_share < 1.0 { chunks_min(clients(0)) } else { 1 };
     ensure!(
         u64::from(bytes) <= superblock.chunk_bytes
-            && superblock.layout().geometry().chunk_count() >= chunks_min,
+            && superblock.slice_bytes / superblock.chunk_bytes >= u64::from(chunks_min),
         "{} is too small for {} requests of {bytes} bytes at once: give the probe a larger size",
         device.path().display(),
         cell.depth,
@@ -103,7 +103,10 @@ pub(crate) fn measure(
     let together = Barrier::new(shards as usize);
     let run = |shard: u32| {
         let clients = clients(shard);
-        let ready = crate::ring::runtime(clients).and_then(|ring| Ok((ring, device.slice(shard)?)));
+        let ready = crate::ring::runtime(clients).and_then(|mut ring| {
+            let media = ring.block_on(device.slice(shard))?;
+            Ok((ring, media))
+        });
         if ready.is_err() {
             failed.set();
         }
@@ -157,7 +160,7 @@ fn measured(cell: Cell, window: Duration, tallies: &[Tally]) -> Measured {
 
 /// One shard's part: this many clients on its slice until the window is over.
 async fn serve(
-    media: FileMedia,
+    media: DeviceMedia,
     cell: Cell,
     clients: u32,
     window: Duration,
@@ -197,7 +200,7 @@ async fn serve(
 
 /// What the clients of one shard share.
 struct Shard {
-    media: FileMedia,
+    media: DeviceMedia,
     cell: Cell,
     chunks: RefCell<Chunks>,
     /// Held from the choice of a write's place until its chunk is reset, if it has to be.

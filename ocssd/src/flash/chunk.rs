@@ -98,6 +98,14 @@ impl Chunk {
         self.first_without(|write| write.completed)
     }
 
+    /// End of the last write that the host knows of, though one below it may be in flight.
+    fn completed_end(&self) -> u32 {
+        match self.writes.iter().rposition(|write| write.completed) {
+            Some(last) => self.writes.get(last + 1).map_or(self.write_pointer, |next| next.start),
+            None => self.completed(),
+        }
+    }
+
     /// First sector that the storage may not have.
     pub(super) fn landed(&self) -> u32 {
         self.first_without(|write| write.landed)
@@ -122,7 +130,13 @@ impl Chunk {
 
     /// First sector that a flush which is submitted now need not make durable.
     pub(super) fn flushable(&self, geometry: &Geometry, protected: bool) -> u32 {
-        if protected { self.completed() } else { self.readable(geometry.mw_cunits) }
+        self.completed_end().saturating_sub(self.held(geometry, protected))
+    }
+
+    /// Sectors below the end of what is written that stay in the buffer, which a power cut takes. Nothing comes behind
+    /// those of a closed chunk, so it holds none back, even while the host waits for an answer.
+    fn held(&self, geometry: &Geometry, protected: bool) -> u32 {
+        if protected || self.state == ChunkState::Closed { 0 } else { geometry.mw_cunits }
     }
 
     /// Whether any write or transfer of it, or its reset, is under way.
@@ -233,8 +247,7 @@ impl Chunk {
     /// in order.
     pub(super) fn make_durable(&mut self, geometry: &Geometry, protected: bool, end: u32) {
         let reach = self.completed().max(end);
-        let held = if protected || self.is_settled() { 0 } else { geometry.mw_cunits };
-        let programmed = end.min(reach.saturating_sub(held)).min(self.landed());
+        let programmed = end.min(reach.saturating_sub(self.held(geometry, protected))).min(self.landed());
         self.durable = self.durable.max(programmed);
     }
 

@@ -149,17 +149,17 @@ impl Port {
         self.controller().check_life(ticket.life)?;
         carried.map_err(Refusal::Io)?;
         if ticket.durable && ticket.end > ticket.start {
-            poll_fn(|context| self.poll_landed(ticket, context)).await;
+            poll_fn(|context| self.poll_landed(context, |controller| controller.may_complete(ticket))).await;
             self.sync().await?;
         }
         self.pause(ticket.wait).await;
         self.controller().complete_write(ticket)
     }
 
-    fn poll_landed(&self, ticket: &WriteTicket, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_landed(&self, context: &mut Context<'_>, landed: impl Fn(&Controller) -> bool) -> Poll<()> {
         // The waker is in place before the look, so that no landing between the two is missed.
         self.shared.waiting().push(context.waker().clone());
-        if self.controller().may_complete(ticket) { Poll::Ready(()) } else { Poll::Pending }
+        if landed(&self.controller()) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Makes the file durable, if there is one. Once that failed, it fails for ever: the kernel reports a lost write
@@ -227,6 +227,7 @@ impl Port {
     /// Flushes the chunks of some units.
     pub(super) async fn flush(&self, life: u64, units: &Range<u32>) -> Result<(), Refusal> {
         let ticket = self.controller().submit_flush(life, units)?;
+        poll_fn(|context| self.poll_landed(context, |controller| controller.may_flush(&ticket))).await;
         self.sync().await?;
         self.pause(ticket.wait).await;
         self.controller().complete_flush(&ticket)

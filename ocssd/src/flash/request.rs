@@ -423,6 +423,18 @@ impl Controller {
         Ok(FlushTicket { life, wait, marks })
     }
 
+    /// Whether a flush can be answered: all that it covers is stored, and what is below that, or never will be.
+    pub(super) fn may_flush(&self, ticket: &FlushTicket) -> bool {
+        let ready = |(index, erases, mark): &(u32, u32, u32)| {
+            let chunk = &self.chunks[*index as usize];
+            chunk.state == ChunkState::Offline
+                || chunk.erases != *erases
+                || chunk.stop.is_some()
+                || chunk.landed() >= *mark
+        };
+        self.check_life(ticket.life).is_err() || ticket.marks.iter().all(ready)
+    }
+
     pub(super) fn complete_flush(&mut self, ticket: &FlushTicket) -> Result<(), Refusal> {
         self.check_life(ticket.life)?;
         if let Some(kind) = self.broken {

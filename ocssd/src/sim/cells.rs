@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::SimOptions;
+use super::faults::Failure;
 use crate::geometry::Geometry;
 use crate::media::ChunkState;
 
@@ -22,8 +23,12 @@ pub(super) struct Cells {
     /// State as the platter has it. Only a device that tracks write pointers uses this and the next.
     pub(super) state: ChunkState,
     pub(super) write_pointer: u32,
+    /// What outlived a power cut is programmed, though the chunk be open.
+    pub(super) programmed: u32,
     /// Sectors that fail every read.
     pub(super) unreadable: BTreeSet<u32>,
+    /// Why the chunk takes no more writes before its next reset.
+    pub(super) failure: Option<Failure>,
 }
 
 /// A change that completed, and that no flush has covered.
@@ -49,7 +54,9 @@ impl Cells {
             cache: Vec::new(),
             state: ChunkState::Free,
             write_pointer: 0,
+            programmed: 0,
             unreadable: BTreeSet::new(),
+            failure: None,
         }
     }
 
@@ -84,13 +91,17 @@ impl Cells {
         sector: u32,
         data: &[u8],
     ) {
-        // The chunk took the write, so its last reset happened; what came before that is gone.
+        self.settle_last_reset(options);
+        self.settle_write(geometry, sector, data);
+        self.overrule(geometry, sector, data);
+    }
+
+    /// The chunk took a write that is durable, so its last reset happened; what came before that is gone.
+    fn settle_last_reset(&mut self, options: &SimOptions) {
         if let Some(last) = self.cache.iter().rposition(|cached| matches!(cached.change, Change::Reset)) {
             self.cache.drain(..=last);
             self.settle_reset(options);
         }
-        self.settle_write(geometry, sector, data);
-        self.overrule(geometry, sector, data);
     }
 
     /// A completed flush: everything up to `mark` goes to the platter, in order.
@@ -102,8 +113,9 @@ impl Cells {
             }
             match cached.change {
                 Change::Write { sector, data } => {
-                    self.settle_write(geometry, sector, &data);
                     // Only doomed changes are left of what came before.
+                    self.settle_last_reset(options);
+                    self.settle_write(geometry, sector, &data);
                     self.overrule(geometry, sector, &data);
                 }
                 Change::Reset => {
@@ -131,6 +143,7 @@ impl Cells {
     pub(super) fn settle_reset(&mut self, options: &SimOptions) {
         self.state = ChunkState::Free;
         self.write_pointer = 0;
+        self.programmed = 0;
         if !options.stale {
             self.platter.clear();
         }
@@ -148,6 +161,38 @@ impl Cells {
                     *hit ^= BIT;
                 }
             }
+        }
+    }
+
+    /// A write gone astray: over what is there, wherever it is kept, and unknown to the write pointer.
+    pub(super) fn smash(&mut self, geometry: &Geometry, sector: u32, data: &[u8]) {
+        let start = byte(geometry, sector);
+        self.platter_mut(geometry)[start..start + data.len()].copy_from_slice(data);
+        self.overrule(geometry, sector, data);
+    }
+
+    /// The write pointer falls back: what was above it had never been programmed.
+    pub(super) fn fall_back(&mut self, geometry: &Geometry, sector: u32) {
+        let start = byte(geometry, sector);
+        if let Some(above) = self.platter.get_mut(start..) {
+            above.fill(0);
+        }
+        self.write_pointer = sector;
+        self.programmed = self.programmed.min(sector);
+        self.state = if sector == 0 { ChunkState::Free } else { ChunkState::Open };
+    }
+
+    /// Nothing is left from `sector` on, wherever it was kept.
+    pub(super) fn give_up(&mut self, geometry: &Geometry, sector: u32) {
+        self.cache.retain_mut(|cached| match &mut cached.change {
+            Change::Write { sector: first, data } => {
+                data.truncate(byte(geometry, sector.saturating_sub(*first)));
+                !data.is_empty()
+            }
+            Change::Reset | Change::Finish => true,
+        });
+        if self.write_pointer > sector {
+            self.fall_back(geometry, sector);
         }
     }
 

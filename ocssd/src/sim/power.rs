@@ -1,5 +1,9 @@
 //! What is left when the host or the power goes: chance decides over everything that was not durable.
 //!
+//! Of a chunk that is open for certain, a device that programs late ([`Geometry::mw_cunits`]) and does not protect its
+//! buffer loses the last sectors below its write pointer as well, though a flush or a durable write covered them: the
+//! write pointer falls back over them, and what it does not fall back over is good, for good.
+//!
 //! Each write meets one of three fates, so that whole losses and whole survivals are as likely as a mix:
 //! a host that is wrong in one of them is found in few seeds.
 
@@ -9,7 +13,8 @@ use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
 use super::cells::{Cached, Change};
-use super::{Device, State, Write};
+use super::write::Write;
+use super::{Device, State};
 use crate::chunk_table::ChunkTable;
 use crate::geometry::ChunkId;
 use crate::media::ChunkState;
@@ -60,7 +65,7 @@ impl Device {
     /// The process is gone, the power is not.
     pub(super) fn abandon(&self, state: &mut State) {
         for write in std::mem::take(&mut state.in_flight).into_values() {
-            let Write { chunk, sector, data, .. } = write;
+            let Some(Write { chunk, sector, data, .. }) = self.programmable(state, write) else { continue };
             let data = if self.options.conventional {
                 let old = self.visible(state, chunk, sector, data.len());
                 match state.fate() {
@@ -77,6 +82,13 @@ impl Device {
         state.table.forget_in_flight();
         if self.options.conventional {
             self.forget_write_pointers(state);
+        } else {
+            for chunk in (0..self.geometry.chunk_count()).map(ChunkId) {
+                // It knows which chunks it could not program, whether or not it came to say so; and a finish that was
+                // in flight it took as it took the writes.
+                self.close_failed(state, chunk);
+                self.finish(state, chunk);
+            }
         }
     }
 
@@ -89,11 +101,14 @@ impl Device {
         state.table.forget_in_flight();
         let mut late: BTreeMap<ChunkId, Vec<Write>> = BTreeMap::new();
         for write in std::mem::take(&mut state.in_flight).into_values() {
-            late.entry(write.chunk).or_default().push(write);
+            if let Some(write) = self.programmable(state, write) {
+                late.entry(write.chunk).or_default().push(write);
+            }
         }
         for index in 0..self.geometry.chunk_count() {
             let chunk = ChunkId(index);
             let late = late.remove(&chunk).unwrap_or_default();
+            self.give_up_failed(state, chunk);
             let cache = std::mem::take(&mut state.cells[index as usize].cache);
             if self.options.conventional {
                 self.cut_conventional(state, chunk, cache, late);
@@ -167,18 +182,29 @@ impl Device {
                 }
             }
         }
+        let durable = state.cells[index].write_pointer;
+        let end = |(sector, data): &(u32, Vec<u8>)| sector + (data.len() / sector_bytes) as u32;
+        // What is below the sector that failed was programmed, or that one could not have been tried.
+        let failed = state.cells[index].failure.take().is_some();
+        let floor = match state.cells[index].state {
+            ChunkState::Open if !self.options.protected_buffer && !failed => {
+                self.programmed(durable).max(state.cells[index].programmed)
+            }
+            _ => durable,
+        };
         if !reset_lost {
             writes.extend(late.into_iter().map(|write| (write.sector, write.data)));
         }
-        let durable = state.cells[index].write_pointer;
-        let end = |(sector, data): &(u32, Vec<u8>)| sector + (data.len() / sector_bytes) as u32;
         let submitted = writes.iter().map(end).max().unwrap_or(0).max(durable);
-        let steps = (submitted - durable) / geometry.ws_min;
+        let steps = (submitted - floor) / geometry.ws_min;
         let pointer = match state.fate() {
             Fate::Kept => submitted,
-            Fate::Lost => durable,
-            Fate::Mixed => durable + state.rng.random_range(0..=steps) * geometry.ws_min,
+            Fate::Lost => floor,
+            Fate::Mixed => floor + state.rng.random_range(0..=steps) * geometry.ws_min,
         };
+        if pointer < durable {
+            state.cells[index].fall_back(geometry, pointer);
+        }
         let fate = state.fate();
         for (sector, data) in writes {
             for (offset, bytes) in data.chunks(sector_bytes).enumerate() {
@@ -188,7 +214,12 @@ impl Device {
                 }
             }
         }
+        state.cells[index].programmed = pointer;
         if finished && pointer == submitted && state.keeps(fate) {
+            state.cells[index].state = ChunkState::Closed;
+        }
+        if failed {
+            // It will not be written before its next reset.
             state.cells[index].state = ChunkState::Closed;
         }
         if state.table.state(chunk) != ChunkState::Offline {

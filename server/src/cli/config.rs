@@ -1,11 +1,12 @@
 //! `terrane config`: the example to start from, and a check of what became of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use terrane_ocssd::{Device, DeviceOptions, OpenError};
 
 use super::{Failure, output};
-use crate::config::{ClusterId, Config};
+use crate::config::{ByteSize, ClusterId, Config};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +21,7 @@ pub(super) struct Args {
     /// Print a commented configuration with a new cluster id
     #[arg(long)]
     example: bool,
-    /// Parse and validate FILE
+    /// Parse and validate FILE, and say what its device is
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
 }
@@ -30,17 +31,41 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let config = Config::load(path)?;
         config.validate()?;
         return output::print(format!(
-            "{}: valid: node {} of {} in cluster {}\n",
+            "{}: valid: node {} of {} in cluster {}\n{}: {}\n",
             path.display(),
             config.node_id,
             config.nodes.len(),
-            config.cluster_id
+            config.cluster_id,
+            config.data.display(),
+            describe_device(&config.data)
         ));
     }
     // A constant id would be copied into many clusters, which could then meet and mix.
     let example = Config::example();
     let written = Config::parse(&example).context("parsing the example")?.cluster_id;
     output::print(example.replace(&written.to_string(), &new_cluster_id()?.to_string()))
+}
+
+/// What a configuration's device is. A node need not have one yet, so that nothing here is an error.
+fn describe_device(path: &Path) -> String {
+    match Device::open(path, &DeviceOptions::default()) {
+        Ok(device) => {
+            let superblock = device.superblock();
+            format!(
+                "{}, laid out for node {}: {} slices of {}",
+                superblock.kind,
+                superblock.node,
+                superblock.shards,
+                ByteSize(superblock.slice_bytes)
+            )
+        }
+        Err(OpenError::Missing { .. }) => "not there yet (`terrane format`)".to_owned(),
+        Err(OpenError::InUse { .. }) => match Device::look(path) {
+            Ok(kind) => format!("{kind}, in use by another process"),
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    }
 }
 
 /// A cluster id drawn from the operating system's generator.

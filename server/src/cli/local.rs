@@ -25,7 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getpid, getppid};
 use serde_json::json;
 use terrane_client::wire::NodeId;
-use terrane_ocssd::superblock::FormatOptions;
+use terrane_ocssd::{Device, FormatOptions};
 
 use super::connection::Connection;
 use super::layout::{Layout, NodeFiles, Plan, Ports};
@@ -79,6 +79,8 @@ pub(super) struct Args {
     /// Erase unit of the devices, on the first run (default: by size, at least 8 MiB)
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<ByteSize>,
+    #[command(flatten)]
+    kind: format::Kind,
     /// What the nodes log, instead of what their configurations say
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -134,6 +136,7 @@ impl Args {
             ports: self.port.unwrap_or(Ports::From(7400)),
             size: self.size,
         };
+        let kind = self.kind.options()?;
         let chunk_bytes = self.chunk_size.map(|size| size.0);
         let layout = Layout::create(folder, &plan, |path, config| {
             let options = FormatOptions {
@@ -145,7 +148,7 @@ impl Args {
                 sector_bytes: None,
                 force: false,
             };
-            format::format_device(path, &options).map(drop)
+            format::format_device(path, &options, &kind).map(drop)
         })
         .map_err(anyhow::Error::new)?;
         eprintln!("laid out {} nodes of {} in {}", plan.nodes, plan.size, folder.display());
@@ -154,6 +157,19 @@ impl Args {
 
     /// What was asked for must be what is there: silently running something else would mislead.
     fn check_against(&self, folder: &Path, layout: &Layout) -> Result<(), Failure> {
+        if let Some(asked) = self.kind.options()?.kind {
+            let found = Device::look(&layout.nodes[0].data).map_err(anyhow::Error::new)?;
+            if asked != found {
+                return Err(Failure::new(
+                    Exit::Failure,
+                    format!(
+                        "the devices in {} are {found}, not {asked}: leave --media out to run them as they are, or give \
+                         another --dir",
+                        folder.display()
+                    ),
+                ));
+            }
+        }
         let port = layout.nodes[0].address.port();
         let asked_port = match self.port {
             Some(Ports::From(port)) => Some(u32::from(port)),

@@ -20,7 +20,8 @@ use rand_pcg::Pcg64Mcg;
 use tempfile::TempDir;
 use terrane_ocssd::layout::FIRST_SLICE_OFFSET;
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, Durability, FileDevice, FormatOptions, Media, MediaError, OpenError, SuperblockError,
+    AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatOptions, KindOptions, Media,
+    MediaError, OpenError, SuperblockError,
 };
 
 use crate::device::cell::{self, Cell, Stop, stamp};
@@ -32,6 +33,9 @@ use crate::ring;
 
 /// The cluster that a probe's superblock names, by which its leftovers are known: no real one is drawn like this.
 const CLUSTER: u128 = u128::from_be_bytes(*b"terrane-loadgen ");
+
+/// A probe overwrites in place and fills at several points at once: other kinds of device are refused, with the reason.
+const OPENED_AS: DeviceOptions = DeviceOptions { nosync: false, kind: Some(DeviceKind::Conventional) };
 
 /// Chunks that a slice is divided into, about, and limits of a chunk's size: as `terrane format` chooses them for a
 /// large device, but smaller ones on a small device, so that there still are enough to choose from.
@@ -91,7 +95,7 @@ pub(crate) struct Wanted {
 /// A device laid out and filled.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    device: FileDevice,
+    device: Device,
     /// Held for its drop.
     _file: Option<Removed>,
     _folder: Option<TempDir>,
@@ -132,7 +136,8 @@ impl Scratch {
             // A new file is not forced: if something appears there meanwhile, it is not ours.
             force: found.exists,
         };
-        let laid_out = terrane_ocssd::format(&wanted.path, &options, &mut |done, all| {
+        let kind = KindOptions { kind: OPENED_AS.kind, ..KindOptions::default() };
+        let laid_out = Device::format(&wanted.path, &options, &kind, &mut |done, all| {
             progress.laying_out(done, all);
         });
         progress.laid_out();
@@ -140,7 +145,7 @@ impl Scratch {
         let ours = found.is_file && (laid_out.is_ok() || found.exists && !wanted.force);
         let file = ours.then(|| wanted.path.canonicalize().map(Removed)).transpose()?;
         laid_out?;
-        let device = FileDevice::open(&wanted.path)?;
+        let device = Device::open(&wanted.path, &OPENED_AS)?;
         fill(&device, stop, progress)?;
         Ok((!stop.is_set()).then_some(Scratch { device, _file: file, _folder: None }))
     }
@@ -180,7 +185,7 @@ impl Scratch {
     }
 
     /// The device.
-    pub(crate) fn device(&self) -> &FileDevice {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
@@ -217,16 +222,19 @@ impl Found {
         if !is_file && !metadata.file_type().is_block_device() {
             return Err(ScratchError::NotADevice(path.clone()).into());
         }
-        let holds_data = match FileDevice::open(path) {
+        let holds_data = match Device::open(path, &OPENED_AS) {
             Ok(device) => device.superblock().cluster != CLUSTER,
             Err(OpenError::InUse { .. }) => return Err(ScratchError::InUse(path.clone()).into()),
             // Only of a file can it be said that there is nothing else in it.
             Err(OpenError::Superblock { source: SuperblockError::Blank, .. }) => {
                 !is_file || metadata.len() > 0
             }
-            Err(OpenError::Superblock { .. } | OpenError::TooShort { .. } | OpenError::Alignment { .. }) => {
-                true
-            }
+            Err(
+                OpenError::Superblock { .. }
+                | OpenError::TooShort { .. }
+                | OpenError::Alignment { .. }
+                | OpenError::KindDiffers { .. },
+            ) => true,
             Err(error) => return Err(error.into()),
         };
         if is_file && (!holds_data || wanted.force) {
@@ -263,15 +271,15 @@ fn chunk_bytes(wanted: &Wanted) -> u64 {
 }
 
 /// Writes every chunk of every slice, each slice from a thread of its own.
-fn fill(device: &FileDevice, stop: &Stop, progress: &Progress) -> anyhow::Result<()> {
+fn fill(device: &Device, stop: &Stop, progress: &Progress) -> anyhow::Result<()> {
     let superblock = device.superblock();
     progress.filling(u64::from(superblock.shards) * superblock.slice_bytes);
     let fill_slice = |shard| {
-        let media = device.slice(shard)?;
         let mut ring = ring::runtime(FILL_DEPTH)?;
         ring.block_on(async {
+            let media = device.slice(shard).await?;
             try_join_all((0..FILL_DEPTH).map(|lane| fill_lane(&media, lane, stop, progress))).await?;
-            media.flush().await
+            anyhow::Ok(media.flush().await?)
         })
         .with_context(|| format!("cannot fill {}", device.path().display()))
     };

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, ensure};
 use terrane_engine::Options;
-use terrane_ocssd::FileDevice;
+use terrane_ocssd::{Device, DeviceKind};
 
 use crate::target::setup::Setup;
 
@@ -97,7 +97,7 @@ impl Config {
     }
 
     /// What is in force on this device, for the report.
-    pub(super) fn settings(&self, device: &FileDevice) -> Vec<(String, String)> {
+    pub(super) fn settings(&self, device: &Device) -> Vec<(String, String)> {
         let found = device.superblock();
         let options = &self.options;
         let durability = match self.nosync {
@@ -110,10 +110,16 @@ impl Config {
                 "none (the engine has no compression yet; values are compressible, and stored as they are)"
             }
         };
+        let io = match found.kind {
+            DeviceKind::Conventional => "io_uring, O_DIRECT, preallocated file",
+            DeviceKind::Flash => "emulated Open-Channel flash in a file, managed by the host",
+            DeviceKind::Zoned => "zoned device, managed by the host",
+            DeviceKind::Fdp => "NVMe passthrough, placement handles",
+        };
         let settings = [
             ("durability", durability.to_owned()),
             ("compression", compression.to_owned()),
-            ("i/o", "io_uring, O_DIRECT, preallocated file".to_owned()),
+            ("i/o", io.to_owned()),
             ("shards", format!("{} (one a thread)", self.threads)),
             ("groups", format!("{} a shard, of one replica", self.groups)),
             ("slice_bytes", format!("{} a shard", found.slice_bytes)),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use terrane_engine::{SliceId, Store};
-use terrane_ocssd::{FileDevice, FileOptions, FormatOptions};
+use terrane_ocssd::{Device, DeviceOptions, FormatOptions, KindOptions};
 
 use crate::target::engine::config::Config;
 use crate::target::engine::ring;
@@ -27,12 +27,12 @@ pub(super) fn slice_id(shard: u32) -> SliceId {
 }
 
 /// Opens the device in `folder`, laying it out if there is none. Blocks: laying out writes the whole file once.
-pub(super) fn open_or_lay_out(folder: &Path, config: &Config) -> anyhow::Result<FileDevice> {
+pub(super) fn open_or_lay_out(folder: &Path, config: &Config) -> anyhow::Result<Device> {
     let path = folder.join(NAME);
     if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
         lay_out(folder, config)?;
     }
-    let device = FileDevice::open_with(&path, FileOptions { nosync: config.nosync })?;
+    let device = Device::open(&path, &DeviceOptions { nosync: config.nosync, ..DeviceOptions::default() })?;
     let found = *device.superblock();
     let advice = "name another folder to have it laid out anew";
     if (found.cluster, found.node) != (CLUSTER, NODE) {
@@ -68,14 +68,14 @@ fn lay_out(folder: &Path, config: &Config) -> anyhow::Result<()> {
         // Only this function makes a file of this name.
         force: true,
     };
-    terrane_ocssd::format(&unfinished, &options, &mut |_, _| {})?;
+    Device::format(&unfinished, &options, &KindOptions::default(), &mut |_, _| {})?;
     // The caller may be on a runtime, within which no other can run.
     let formatted = std::thread::scope(|scope| {
         let format = || -> anyhow::Result<()> {
-            let device = FileDevice::open(&unfinished)?;
+            let device = Device::open(&unfinished, &DeviceOptions::default())?;
             ring::run(async {
                 for shard in 0..config.threads {
-                    Store::format(&device.slice(shard)?, slice_id(shard)).await?;
+                    Store::format(&device.slice(shard).await?, slice_id(shard)).await?;
                 }
                 Ok(())
             })?

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_engine::Store;
-use terrane_ocssd::{FileDevice, FileMedia};
+use terrane_ocssd::{Device, DeviceMedia};
 
 use crate::measure::meter::Look;
 use crate::measure::process;
@@ -51,7 +51,7 @@ pub(crate) struct EngineConnect {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    device: FileDevice,
+    device: Device,
     panels: Vec<Arc<Panel>>,
     /// The ends of the mesh of the crew that is starting, until its threads take them.
     ends: Mutex<Vec<Option<ShardEnd>>>,
@@ -96,10 +96,10 @@ impl EngineConnect {
     }
 
     /// Opens the shard of an end.
-    async fn open(&self, end: ShardEnd) -> anyhow::Result<Rc<Shard<FileMedia>>> {
+    async fn open(&self, end: ShardEnd) -> anyhow::Result<Rc<Shard<DeviceMedia>>> {
         let Shared { config, device, panels, .. } = &*self.shared;
         let number = end.me() as u32;
-        let media = device.slice(number)?;
+        let media = device.slice(number).await?;
         let (store, recovery) = Store::open(media, device::slice_id(number), config.options.clone())
             .await
             .with_context(|| format!("cannot open the slice of shard {number}"))?;
@@ -174,7 +174,7 @@ impl Connect for EngineConnect {
 
 /// The store, as the workers of one thread use it.
 pub(crate) struct EngineTarget {
-    shard: Rc<Shard<FileMedia>>,
+    shard: Rc<Shard<DeviceMedia>>,
 }
 
 impl Target for EngineTarget {

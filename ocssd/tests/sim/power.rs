@@ -1,88 +1,16 @@
-//! What the simulated medium promises beyond the contract of every medium: power cuts, torn and lost
-//! writes, injected faults, and that a seed repeats them.
+//! Power cuts, torn and lost writes, errors on request, and that a seed repeats them.
 
 use std::collections::BTreeSet;
 use std::env;
-use std::future::Future;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::pin::pin;
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, SimMedia, SimOptions,
+use terrane_ocssd::{AlignedBuf, ChunkState, Durability, Media, MediaError, SimMedia, SimOptions};
+
+use crate::{
+    CHUNK, SECTOR, block_on, cut, device, filled, flush, geometry, poll_once, reset, sectors, write,
 };
-
-const SECTOR: usize = 512;
-const CHUNK: ChunkId = ChunkId(1);
-
-fn geometry() -> Geometry {
-    Geometry {
-        groups: 1,
-        parallel_units: 1,
-        chunks: 4,
-        chunk_sectors: 16,
-        sector_bytes: SECTOR as u32,
-        ws_min: 1,
-        ws_opt: 8,
-        mw_cunits: 0,
-        max_open: 0,
-    }
-}
-
-fn device(seed: u64) -> SimMedia {
-    SimMedia::new(geometry(), SimOptions { seed, ..SimOptions::default() })
-}
-
-/// Polls until ready. The simulated medium wakes itself, so polling again is all that waking does.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-            return value;
-        }
-    }
-}
-
-fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
-}
-
-fn filled(sectors: usize, byte: u8) -> AlignedBuf {
-    let mut buf = AlignedBuf::zeroed(sectors * SECTOR);
-    buf.fill(byte);
-    buf
-}
-
-fn write(media: &SimMedia, sector: u32, sectors: usize, byte: u8, durability: Durability) {
-    block_on(media.write(CHUNK, sector, filled(sectors, byte), durability)).0.unwrap();
-}
-
-fn reset(media: &SimMedia) {
-    block_on(media.reset(CHUNK)).unwrap();
-}
-
-fn flush(media: &SimMedia) {
-    block_on(media.flush()).unwrap();
-}
-
-/// The chunk's content, whole sectors, checked to be uniform within each.
-fn sectors(media: &SimMedia, from: u32, count: usize) -> Vec<u8> {
-    let (result, buf) = block_on(media.read(CHUNK, from, AlignedBuf::zeroed(count * SECTOR)));
-    result.unwrap();
-    buf.chunks(SECTOR)
-        .map(|sector| {
-            assert!(sector.iter().all(|byte| *byte == sector[0]), "a sector is torn");
-            sector[0]
-        })
-        .collect()
-}
-
-fn cut(media: &SimMedia) {
-    media.power_cut();
-    media.power_on();
-}
 
 #[test]
 fn what_a_flush_covered_survives() {

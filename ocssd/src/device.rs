@@ -1,0 +1,200 @@
+//! A node's device, whatever kind it is: one thing to lay out, to open, and to take slices of.
+//!
+//! ```text
+//! Device::format   looks at the path, agrees with the user on the kind, lays it out
+//! Device::open     looks at the path, opens that kind's backend, compares with the superblock
+//!    +-- DeviceMedia of slice 0, on shard 0's thread
+//!    +-- DeviceMedia of slice 1, on shard 1's thread
+//! ```
+//!
+//! `detect` finds out what stands at a path, `kind` has the kinds and what makes two devices differ, `media` the one type
+//! of medium that the rest of the program is compiled for. `managed` is flash that the host manages (`flash` plans what
+//! is emulated), `placed` a namespace with placement handles; conventional devices are in [`crate::file`] and
+//! [`crate::format`].
+//!
+//! Invariants:
+//! - A device is opened only as the kind that it was laid out as, and only if it still has the shape that its data
+//!   relies on.
+//! - Every refusal says why, and what to do.
+
+mod detect;
+mod error;
+mod flash;
+mod kind;
+mod managed;
+mod media;
+mod placed;
+
+use std::io;
+use std::path::Path;
+
+use crate::file::{FileDevice, FileOptions};
+use crate::flash::FlashDevice;
+use crate::format::{FormatError, FormatOptions, format, look};
+use crate::superblock::Superblock;
+use crate::zoned::ZonedDevice;
+
+use self::managed::{Managed, Raw};
+use self::placed::Placed;
+
+pub use self::detect::Refusal;
+pub(crate) use self::detect::{Host, LookError, Site};
+pub use self::error::OpenError;
+pub use self::flash::FlashLayout;
+pub use self::kind::{DeviceKind, DeviceShape, Difference, UnknownKind};
+pub use self::media::DeviceMedia;
+
+/// How a device is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Acknowledge durable writes before they are durable. For comparisons only: power loss may take what was
+    /// acknowledged. Default false.
+    pub nosync: bool,
+    /// The kind that it must be. Default none: what it is found to be.
+    pub kind: Option<DeviceKind>,
+}
+
+/// As what a device is laid out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KindOptions {
+    /// The kind that it must be. Default none: what it is found to be, a new file conventional.
+    pub kind: Option<DeviceKind>,
+    /// The shape of emulated flash.
+    pub flash: FlashLayout,
+}
+
+/// An open device. Clones share it; any thread may take its slice.
+#[derive(Debug, Clone)]
+pub struct Device {
+    backend: Backend,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    File(FileDevice),
+    Managed(Managed),
+    Placed(Placed),
+}
+
+impl Device {
+    /// Opens and locks a device that was laid out by [`Self::format`]. Blocks.
+    pub fn open(path: impl AsRef<Path>, options: &DeviceOptions) -> Result<Self, OpenError> {
+        let site = Site::to_open(&Host::default(), path.as_ref())?;
+        let path = site.path();
+        let kind = site.kind(options.kind)?;
+        if options.nosync && kind != DeviceKind::Conventional {
+            return Err(OpenError::NoSync { path: path.to_path_buf(), kind });
+        }
+        let opened = match kind {
+            DeviceKind::Conventional => {
+                FileDevice::open_at(&site, FileOptions { nosync: options.nosync }).map(Backend::File)
+            }
+            DeviceKind::Flash => FlashDevice::open_file(path)
+                .map_err(OpenError::from)
+                .and_then(|device| Managed::open(path, Raw::Flash(device)))
+                .map(Backend::Managed),
+            DeviceKind::Zoned => ZonedDevice::open(path)
+                .map_err(OpenError::from)
+                .and_then(|device| Managed::open(path, Raw::Zoned(device)))
+                .map(Backend::Managed),
+            DeviceKind::Fdp => Placed::open(path).map(Backend::Placed),
+        };
+        match opened {
+            Ok(backend) => Ok(Self { backend }),
+            Err(OpenError::InUse { path }) => {
+                Err(site.holder().map_or(OpenError::InUse { path }, OpenError::Refused))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What kind of device stands at `path`, by the word of the system alone.
+    pub fn look(path: impl AsRef<Path>) -> Result<DeviceKind, OpenError> {
+        Ok(Site::to_open(&Host::default(), path.as_ref())?.kind(None)?)
+    }
+
+    /// Lays out what stands at `path`, as the kind that is asked for or found; what no backend needs to be told of
+    /// `options` must be left out. Everything is durable when it returns. Blocks the calling thread.
+    ///
+    /// `progress` is called with bytes done so far and bytes in all.
+    pub fn format(
+        path: &Path,
+        options: &FormatOptions,
+        as_kind: &KindOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Superblock, FormatError> {
+        let found = look(&Host::default(), path)?;
+        let kind = match (&found, as_kind.kind) {
+            (Some(site), kind) => site.kind_to_lay_out(kind)?,
+            // A file can be made, a device cannot.
+            (None, None | Some(DeviceKind::Conventional)) => DeviceKind::Conventional,
+            (None, Some(DeviceKind::Flash)) => DeviceKind::Flash,
+            (None, Some(DeviceKind::Zoned | DeviceKind::Fdp)) => {
+                let (step, source) = ("look at", io::ErrorKind::NotFound.into());
+                return Err(FormatError::Io { step, path: path.to_path_buf(), source });
+            }
+        };
+        if matches!(kind, DeviceKind::Zoned | DeviceKind::Fdp) {
+            let chosen = [
+                (options.size_bytes != 0, "size"),
+                (options.chunk_bytes.is_some(), "chunk size"),
+                (options.sector_bytes.is_some(), "sector size"),
+            ];
+            if let Some((_, what)) = chosen.into_iter().find(|(chosen, _)| *chosen) {
+                return Err(FormatError::NotChosen { path: path.to_path_buf(), kind, what });
+            }
+        }
+        let laid_out = match kind {
+            DeviceKind::Conventional => format(path, options, progress),
+            DeviceKind::Flash => flash::format(path, found.as_ref(), options, &as_kind.flash, progress),
+            DeviceKind::Zoned => Self::format_zoned(path, options, progress),
+            DeviceKind::Fdp => placed::format(path, options, progress),
+        };
+        match (laid_out, &found) {
+            (Err(FormatError::InUse { path }), Some(site)) => {
+                Err(site.holder().map_or(FormatError::InUse { path }, FormatError::Refused))
+            }
+            (laid_out, _) => laid_out,
+        }
+    }
+
+    fn format_zoned(
+        path: &Path,
+        options: &FormatOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Superblock, FormatError> {
+        let raw = Raw::Zoned(ZonedDevice::open(path)?);
+        if !options.force {
+            managed::refuse_to_destroy(path, &raw)?;
+        }
+        managed::lay_out(path, &raw, options, progress)
+    }
+
+    /// Whose device this is, of which kind, and how it is divided.
+    pub fn superblock(&self) -> &Superblock {
+        match &self.backend {
+            Backend::File(device) => device.superblock(),
+            Backend::Managed(device) => device.superblock(),
+            Backend::Placed(device) => device.superblock(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match &self.backend {
+            Backend::File(device) => device.path(),
+            Backend::Managed(device) => device.path(),
+            Backend::Placed(device) => device.path(),
+        }
+    }
+
+    /// The shard's slice. Call it on the shard's own thread, within its runtime. The slice is given back when the
+    /// value is dropped, unless a write was dropped in flight.
+    pub async fn slice(&self, shard: u32) -> Result<DeviceMedia, OpenError> {
+        match &self.backend {
+            Backend::File(device) => Ok(DeviceMedia::File(device.slice(shard)?)),
+            Backend::Managed(device) => device.slice(shard).await,
+            Backend::Placed(device) => Ok(DeviceMedia::Fdp(device.slice(shard)?)),
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! The commands that the host sends to an NVMe namespace or controller, and the bytes the kernel takes them as.
+//!
+//! The kernel's passthrough takes one struct for all of them (`struct nvme_uring_cmd` in `linux/nvme_ioctl.h`; the
+//! ioctl's `struct nvme_passthru_cmd` has a result where this one has padding):
+//!
+//! ```text
+//! byte  0       1      2     4     8     12    16        24    32            36        40           64       68
+//!       | opcode | flags | 0 | nsid | cdw2 | cdw3 | metadata | addr | metadata_len | data_len | cdw10 .. 15 | timeout | 0 |
+//! ```
+//!
+//! All numbers are in the machine's byte order, which the kernel turns into the device's. What the dwords 10 to 15
+//! hold is the specifications': NVM Command Set 1.0 (read, write, flush, dataset management), Zoned Namespace
+//! Command Set 1.1 (append, management send and receive), Base 2.1 (identify, get log page, get features, I/O management with
+//! flexible data placement).
+//!
+//! Invariants:
+//! - A command never names a buffer of its own: whoever submits it puts in the address of a buffer that it keeps
+//!   alive, and `data_bytes` says how much of it the device may touch.
+//! - Counts that the specification writes "0's based" are counted from one here.
+
+/// Bytes of a command as the kernel takes it.
+pub const COMMAND_BYTES: usize = 72;
+
+/// Most logical blocks that one read, write or append moves: the field has 16 bits, counted from zero.
+pub const BLOCKS_MAX: u32 = 1 << 16;
+
+/// Bytes of an identify answer.
+pub const IDENTIFY_BYTES: u32 = 4096;
+
+/// Bytes of one range of a dataset management command.
+pub const DEALLOCATE_RANGE_BYTES: usize = 16;
+
+/// Most ranges of one dataset management command.
+pub const DEALLOCATE_RANGES_MAX: u32 = 256;
+
+/// `cmd_op` of an I/O command through the ring: `NVME_URING_CMD_IO`.
+pub const URING_CMD_IO: u32 = 0xc048_4e80;
+
+/// The write is durable when it completes (Force Unit Access), dword 12.
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+/// Directive type "data placement", dword 12 bits 23:20.
+const DATA_PLACEMENT: u32 = 2 << 20;
+/// Attribute "deallocate" of a dataset management command, dword 11.
+const DEALLOCATE: u32 = 1 << 2;
+/// Report only what fits the buffer, dword 13 of a zone management receive.
+const PARTIAL_REPORT: u32 = 1 << 16;
+/// Command set "zoned namespace".
+const ZONED_COMMAND_SET: u32 = 2;
+
+/// What is done to a zone (Zoned Namespace Command Set, "Zone Send Action").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ZoneAction {
+    /// Gives back its open resource, keeps its active one.
+    Close = 1,
+    /// Makes it full, wherever its write pointer stands.
+    Finish = 2,
+    /// Opens it explicitly.
+    Open = 3,
+    /// Makes it empty.
+    Reset = 4,
+}
+
+/// What an identify command asks about (Base, "Controller or Namespace Structure").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identify {
+    /// The namespace: size and formats.
+    Namespace,
+    /// The controller.
+    Controller,
+    /// The namespace's identifiers, its command set among them.
+    NamespaceDescriptors,
+    /// What a zoned namespace adds.
+    ZonedNamespace,
+    /// What a controller for ordinary namespaces adds: the limits of its deallocation among it.
+    NvmController,
+    /// What a controller for zoned namespaces adds.
+    ZonedController,
+}
+
+/// A log page of flexible data placement (Base, "Get Log Page").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PlacementLog {
+    /// The configurations that the endurance group offers.
+    Configurations = 0x20,
+    /// Who uses which reclaim unit handle.
+    HandleUsage = 0x21,
+    /// Bytes written by hosts and to the media.
+    Statistics = 0x22,
+}
+
+/// One command, all but its buffer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Command {
+    /// What to do.
+    pub opcode: u8,
+    /// The namespace; 0 where the command is about none.
+    pub nsid: u32,
+    /// Bytes that it moves from or to the buffer.
+    pub data_bytes: u32,
+    /// Where they are. 0 until it is submitted.
+    pub addr: u64,
+    /// Dwords 10 to 15.
+    pub dwords: [u32; 6],
+}
+
+impl Command {
+    /// Reads `blocks` logical blocks of `block_bytes` from `lba`.
+    pub fn read(nsid: u32, lba: u64, blocks: u32, block_bytes: u32) -> Self {
+        Self::transfer(0x02, nsid, lba, blocks, block_bytes, 0)
+    }
+
+    /// Writes `blocks` logical blocks at `lba`; durable when it completes if `durable`.
+    pub fn write(nsid: u32, lba: u64, blocks: u32, block_bytes: u32, durable: bool) -> Self {
+        Self::transfer(0x01, nsid, lba, blocks, block_bytes, durability(durable))
+    }
+
+    /// The same write, into the reclaim unit of a placement handle (flexible data placement).
+    #[must_use]
+    pub fn placed(mut self, placement: u16) -> Self {
+        self.dwords[2] |= DATA_PLACEMENT;
+        self.dwords[3] |= u32::from(placement) << 16;
+        self
+    }
+
+    /// Writes `blocks` logical blocks where the device chooses within the zone that starts at `zone_lba`. The
+    /// completion says where.
+    pub fn append(nsid: u32, zone_lba: u64, blocks: u32, block_bytes: u32, durable: bool) -> Self {
+        Self::transfer(0x7d, nsid, zone_lba, blocks, block_bytes, durability(durable))
+    }
+
+    fn transfer(opcode: u8, nsid: u32, lba: u64, blocks: u32, block_bytes: u32, flags: u32) -> Self {
+        assert!((1..=BLOCKS_MAX).contains(&blocks), "{blocks} blocks do not fit one command");
+        let dwords = [low(lba), high(lba), (blocks - 1) | flags, 0, 0, 0];
+        Self { opcode, nsid, data_bytes: blocks * block_bytes, dwords, ..Self::default() }
+    }
+
+    /// Makes everything that completed before durable.
+    pub fn flush(nsid: u32) -> Self {
+        Self { opcode: 0x00, nsid, ..Self::default() }
+    }
+
+    /// Changes the state of the zone that starts at `zone_lba`.
+    pub fn zone(nsid: u32, zone_lba: u64, action: ZoneAction) -> Self {
+        let dwords = [low(zone_lba), high(zone_lba), 0, action as u32, 0, 0];
+        Self { opcode: 0x79, nsid, dwords, ..Self::default() }
+    }
+
+    /// Describes the zones from `lba` on, as many as fit `data_bytes` (a multiple of four).
+    pub fn report_zones(nsid: u32, lba: u64, data_bytes: u32) -> Self {
+        let dwords = [low(lba), high(lba), data_bytes / 4 - 1, PARTIAL_REPORT, 0, 0];
+        Self { opcode: 0x7a, nsid, data_bytes, dwords, ..Self::default() }
+    }
+
+    /// Deallocates `ranges` ranges, which [`deallocate_range`] describes in the buffer, one after the other.
+    pub fn deallocate(nsid: u32, ranges: u32) -> Self {
+        assert!((1..=DEALLOCATE_RANGES_MAX).contains(&ranges), "{ranges} ranges do not fit one command");
+        let dwords = [ranges - 1, DEALLOCATE, 0, 0, 0, 0];
+        Self {
+            opcode: 0x09,
+            nsid,
+            data_bytes: ranges * DEALLOCATE_RANGE_BYTES as u32,
+            dwords,
+            ..Self::default()
+        }
+    }
+
+    /// Lists the placement handles of the namespace and what is left of the unit of each ("Reclaim Unit Handle Status").
+    pub fn handle_status(nsid: u32, data_bytes: u32) -> Self {
+        let dwords = [1, data_bytes / 4 - 1, 0, 0, 0, 0];
+        Self { opcode: 0x12, nsid, data_bytes, dwords, ..Self::default() }
+    }
+
+    /// Lets one placement handle, whose identifier stands in the buffer, go on in an empty reclaim unit ("Reclaim
+    /// Unit Handle Update").
+    pub fn handle_update(nsid: u32) -> Self {
+        Self { opcode: 0x1d, nsid, data_bytes: 2, dwords: [1, 0, 0, 0, 0, 0], ..Self::default() }
+    }
+
+    /// Asks for an identify structure. An admin command.
+    pub fn identify(nsid: u32, what: Identify) -> Self {
+        let (about, nsid, command_set) = match what {
+            Identify::Namespace => (0x00, nsid, 0),
+            Identify::Controller => (0x01, 0, 0),
+            Identify::NamespaceDescriptors => (0x03, nsid, 0),
+            Identify::ZonedNamespace => (0x05, nsid, ZONED_COMMAND_SET),
+            Identify::NvmController => (0x06, 0, 0),
+            Identify::ZonedController => (0x06, 0, ZONED_COMMAND_SET),
+        };
+        let dwords = [about, command_set << 24, 0, 0, 0, 0];
+        Self { opcode: 0x06, nsid, data_bytes: IDENTIFY_BYTES, dwords, ..Self::default() }
+    }
+
+    /// Asks for `data_bytes` (a multiple of four) of a log of an endurance group, from its start. An admin command.
+    pub fn placement_log(log: PlacementLog, endurance_group: u16, data_bytes: u32) -> Self {
+        let dwords_less_one = data_bytes / 4 - 1;
+        let dwords = [
+            u32::from(log as u8) | (dwords_less_one & 0xffff) << 16,
+            dwords_less_one >> 16 | u32::from(endurance_group) << 16,
+            0,
+            0,
+            0,
+            0,
+        ];
+        Self { opcode: 0x02, data_bytes, dwords, ..Self::default() }
+    }
+
+    /// Asks whether flexible data placement is on in an endurance group, and with which configuration. An admin
+    /// command that answers in its result.
+    pub fn placement_feature(endurance_group: u16) -> Self {
+        let dwords = [0x1d, u32::from(endurance_group), 0, 0, 0, 0];
+        Self { opcode: 0x0a, dwords, ..Self::default() }
+    }
+
+    /// The command as the kernel takes it.
+    pub fn encode(&self) -> [u8; COMMAND_BYTES] {
+        let mut bytes = [0; COMMAND_BYTES];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &[self.opcode]);
+        put(4, &self.nsid.to_ne_bytes());
+        put(24, &self.addr.to_ne_bytes());
+        put(36, &self.data_bytes.to_ne_bytes());
+        for (index, dword) in self.dwords.iter().enumerate() {
+            put(40 + 4 * index, &dword.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+/// One range in the buffer of [`Command::deallocate`]: `blocks` logical blocks from `lba`. Little-endian, as on the wire.
+pub fn deallocate_range(lba: u64, blocks: u32) -> [u8; DEALLOCATE_RANGE_BYTES] {
+    let mut bytes = [0; DEALLOCATE_RANGE_BYTES];
+    bytes[4..8].copy_from_slice(&blocks.to_le_bytes());
+    bytes[8..].copy_from_slice(&lba.to_le_bytes());
+    bytes
+}
+
+fn durability(durable: bool) -> u32 {
+    if durable { FORCE_UNIT_ACCESS } else { 0 }
+}
+
+fn low(lba: u64) -> u32 {
+    lba as u32
+}
+
+fn high(lba: u64) -> u32 {
+    (lba >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    const LBA: u64 = 0x0102_0304_0506_0708;
+
+    fn check(command: Command, expected: &Expect) {
+        let command = Command { addr: 0x1112_1314_1516_1718, ..command };
+        let lines: Vec<String> = command
+            .encode()
+            .chunks(24)
+            .map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "))
+            .collect();
+        expected.assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn golden_bytes_of_transfers() {
+        check(
+            Command::read(9, LBA, 0x20, 4096),
+            &expect![[r#"
+            02 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 02 00 08 07 06 05 04 03 02 01
+            1f 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::write(9, LBA, 1, 512, true),
+            &expect![[r#"
+            01 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 02 00 00 08 07 06 05 04 03 02 01
+            00 00 00 40 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::write(9, LBA, BLOCKS_MAX, 512, false).placed(0x4321),
+            &expect![[r#"
+            01 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 02 08 07 06 05 04 03 02 01
+            ff ff 20 00 00 00 21 43 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::append(9, LBA, 2, 4096, true),
+            &expect![[r#"
+            7d 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 20 00 00 08 07 06 05 04 03 02 01
+            01 00 00 40 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::flush(9),
+            &expect![[r#"
+            00 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::deallocate(9, 2),
+            &expect![[r#"
+            09 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 20 00 00 00 01 00 00 00 04 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn golden_bytes_of_management() {
+        check(
+            Command::zone(9, LBA, ZoneAction::Close),
+            &expect![[r#"
+            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
+            00 00 00 00 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::zone(9, LBA, ZoneAction::Finish),
+            &expect![[r#"
+            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
+            00 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::zone(9, LBA, ZoneAction::Open),
+            &expect![[r#"
+            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
+            00 00 00 00 03 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::zone(9, LBA, ZoneAction::Reset),
+            &expect![[r#"
+            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
+            00 00 00 00 04 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::report_zones(9, LBA, 4096),
+            &expect![[r#"
+            7a 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 08 07 06 05 04 03 02 01
+            ff 03 00 00 00 00 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::handle_status(9, 4096),
+            &expect![[r#"
+            12 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 01 00 00 00 ff 03 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::handle_update(9),
+            &expect![[r#"
+            1d 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 02 00 00 00 01 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn golden_bytes_of_admin_commands() {
+        check(
+            Command::identify(9, Identify::Namespace),
+            &expect![[r#"
+            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 00 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::Controller),
+            &expect![[r#"
+            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 01 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::NamespaceDescriptors),
+            &expect![[r#"
+            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 03 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::ZonedNamespace),
+            &expect![[r#"
+            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 05 00 00 00 00 00 00 02
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::NvmController),
+            &expect![[r#"
+            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 06 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::identify(9, Identify::ZonedController),
+            &expect![[r#"
+            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 06 00 00 00 00 00 00 02
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::placement_log(PlacementLog::Configurations, 7, 1 << 20),
+            &expect![[r#"
+            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 10 00 20 00 ff ff 03 00 07 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::placement_log(PlacementLog::HandleUsage, 7, 64),
+            &expect![[r#"
+            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 21 00 0f 00 00 00 07 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::placement_log(PlacementLog::Statistics, 7, 64),
+            &expect![[r#"
+            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 22 00 0f 00 00 00 07 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::placement_feature(7),
+            &expect![[r#"
+            0a 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 1d 00 00 00 07 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+    }
+
+    #[test]
+    fn a_range_is_little_endian() {
+        let range = deallocate_range(LBA, 0x1020_3040);
+        assert_eq!(range, [0, 0, 0, 0, 0x40, 0x30, 0x20, 0x10, 8, 7, 6, 5, 4, 3, 2, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "do not fit one command")]
+    fn more_than_a_command_holds_is_our_own_bug() {
+        let _ = Command::read(1, 0, BLOCKS_MAX + 1, 512);
+    }
+
+    #[test]
+    fn the_ring_s_code_is_what_the_kernel_derives() {
+        // _IOWR('N', 0x80, struct nvme_uring_cmd)
+        let code = 3 << 30 | (COMMAND_BYTES as u32) << 16 | u32::from(b'N') << 8 | 0x80;
+        assert_eq!(code, URING_CMD_IO);
+    }
+}

@@ -1,0 +1,668 @@
+//! NVMe commands through an io_uring of our own, awaited within the shard's reactor.
+//!
+//! Passthrough needs submission entries of 128 bytes and completion entries of 32 (without these the kernel answers
+//! `EOPNOTSUPP`), which the reactor's ring does not have. So there is a second ring, and the reactor learns of its completions
+//! through an eventfd that it reads like any file: nothing spins, nothing blocks.
+//!
+//! ```text
+//! a transfer --entry--> this ring --completion, then signal--> eventfd
+//!      ^                                                          |
+//!      |  wakes the owner                    reactor's ring reads it
+//!      +---- listener: read the eventfd, then look at all completions
+//! ```
+//!
+//! The **listener** is one task. It is spawned when the first entry goes in flight and ends when the last one came
+//! back, so it lives in the runtime whose operations it serves, and none is left behind when that runtime ends idle.
+//!
+//! No wake-up is lost:
+//! - The kernel posts a completion first and signals the eventfd after. The listener takes the signals first (a read
+//!   sets the eventfd to zero) and looks at the completions after. A completion that the look missed was posted after
+//!   the look began, so its signal came after the read, and the next read returns at once.
+//! - The listener ends only if nothing is in flight. Between that check and its end nothing else runs on the thread.
+//! - Only the listener looks at completions, and a transfer is woken by its last one; nothing depends on a transfer
+//!   being polled in time, or ever.
+//!
+//! Invariants:
+//! - At most `depth` entries are in flight, and `depth` is at most the ring's size: neither queue overflows.
+//!   Transfers wait for a place in the order they came.
+//! - A buffer belongs to the ring from the first entry that names it until the last of these completed, even if
+//!   the future is dropped, the ring is dropped, or the runtime ends.
+
+use std::cell::{OnceCell, RefCell};
+use std::fs::File;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use io_uring::squeue::Entry128;
+use io_uring::types::Fd;
+use io_uring::{IoUring, cqueue, opcode};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::command::{COMMAND_BYTES, Command, URING_CMD_IO};
+use super::status::Fault;
+use crate::buffer::AlignedBuf;
+use crate::line::{Line, Turn};
+
+/// Entries in flight at once, unless said otherwise: more than a drive needs to be busy, and little memory.
+pub(crate) const DEPTH: u32 = 128;
+
+type Uring = IoUring<Entry128, cqueue::Entry32>;
+
+/// A ring for commands to one namespace. Its transfers must be awaited within a monoio runtime with io_uring;
+/// elsewhere they panic.
+pub(crate) struct Ring {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    uring: RefCell<Uring>,
+    /// Signalled by the kernel with each completion.
+    event: EventFd,
+    /// The same, as the reactor reads it: opened at the first use, since there may be no runtime before.
+    event_file: OnceCell<monoio::fs::File>,
+    device: File,
+    depth: u32,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    transfers: slab::Slab<Transfer>,
+    /// Entries that the kernel has. A place is taken and used without a wait in between, so places are no more.
+    in_flight: u32,
+    /// Transfers that wait for a place.
+    line: Line,
+    /// The listener lives.
+    listening: bool,
+}
+
+/// One buffer, and the entries that move parts of it.
+struct Transfer {
+    buf: AlignedBuf,
+    parts_in_flight: u32,
+    /// First part that failed, with what the completion said.
+    failed: Option<(u32, i32)>,
+    /// The value that came with a completion.
+    answer: u64,
+    owner: Option<Waker>,
+    /// The future was dropped: nobody will come for the buffer.
+    abandoned: bool,
+}
+
+/// What a transfer came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outcome {
+    failed: Option<(u32, i32)>,
+    answer: u64,
+}
+
+/// A part of a transfer failed.
+#[derive(Debug)]
+pub(crate) struct PartFailed {
+    /// Which part, counted from zero.
+    pub(crate) part: u32,
+    /// Why.
+    pub(crate) fault: Fault,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.inner.state.borrow();
+        f.debug_struct("Ring")
+            .field("depth", &self.inner.depth)
+            .field("in_flight", &state.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    /// A ring to `device` (a namespace's character device) with at most `depth` commands in flight.
+    ///
+    /// # Errors
+    /// If the kernel has no io_uring with large entries (before Linux 5.19), forbids it, or lacks memory.
+    pub(crate) fn new(device: File, depth: u32) -> io::Result<Self> {
+        let uring = Uring::builder()
+            // Completions need not interrupt us: we enter the kernel anyway before we sleep.
+            .setup_coop_taskrun()
+            .dontfork()
+            .build(depth)
+            .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EINVAL) => {
+                    let text =
+                        "this kernel's io_uring has no large entries, which passthrough needs (Linux 5.19)";
+                    io::Error::new(io::ErrorKind::Unsupported, text)
+                }
+                _ => error,
+            })?;
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
+        uring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
+        let inner = Inner {
+            uring: RefCell::new(uring),
+            event,
+            event_file: OnceCell::new(),
+            device,
+            depth,
+            state: RefCell::default(),
+        };
+        Ok(Self { inner: Rc::new(inner) })
+    }
+
+    /// Sends the `parts` commands that `command` makes, each for the next part of `buf` from byte `from` on, as fast as
+    /// places become free and without regard to order. Resolves when all have completed, with the value that came with the last
+    /// completion. After a failure no further part is sent.
+    pub(crate) async fn transfer(
+        &self,
+        parts: u32,
+        buf: AlignedBuf,
+        from: usize,
+        mut command: impl FnMut(u32) -> Command,
+    ) -> (Result<u64, PartFailed>, AlignedBuf) {
+        let device = Fd(self.inner.device.as_raw_fd());
+        let (outcome, buf) = self
+            .run(parts, buf, from, |part, addr| {
+                let command = Command { addr, ..command(part) };
+                let mut bytes = [0; 80];
+                bytes[..COMMAND_BYTES].copy_from_slice(&command.encode());
+                (
+                    opcode::UringCmd80::new(device, URING_CMD_IO).cmd(bytes).build(),
+                    command.data_bytes as usize,
+                )
+            })
+            .await;
+        let result = match outcome.failed {
+            None => Ok(outcome.answer),
+            Some((part, result)) => {
+                let fault = Fault::of_result(result).expect("a result of zero is no failure");
+                Err(PartFailed { part, fault })
+            }
+        };
+        (result, buf)
+    }
+
+    /// Sends one command that moves nothing.
+    pub(crate) async fn command(&self, command: Command) -> Result<(), Fault> {
+        assert_eq!(command.data_bytes, 0, "a command with data needs a buffer");
+        let (result, _) = self.transfer(1, AlignedBuf::zeroed(0), 0, |_| command).await;
+        result.map(drop).map_err(|failed| failed.fault)
+    }
+
+    /// As [`Self::transfer`], of any entries: `entry` gets the part and its address, and says how many bytes of the
+    /// buffer it moves.
+    async fn run(
+        &self,
+        parts: u32,
+        buf: AlignedBuf,
+        from: usize,
+        mut entry: impl FnMut(u32, u64) -> (Entry128, usize),
+    ) -> (Outcome, AlignedBuf) {
+        let (base, len) = (buf.as_ptr() as u64, buf.len());
+        let transfer = Holding { inner: &self.inner, key: Some(self.inner.hold(buf)) };
+        let mut done = from;
+        for part in 0..parts {
+            self.inner.place().await;
+            if transfer.has_failed() {
+                self.inner.give_place_back();
+                break;
+            }
+            let (entry, bytes) = entry(part, base + done as u64);
+            done += bytes;
+            assert!(done <= len, "the parts are larger than the buffer");
+            self.inner.submit(transfer.key(), part, entry);
+        }
+        transfer.completed().await
+    }
+
+    #[cfg(test)]
+    fn held(&self) -> usize {
+        self.inner.state.borrow().transfers.len()
+    }
+}
+
+/// The claim of a future on its transfer. Dropped before the end, it leaves the buffer to the ring.
+struct Holding<'a> {
+    inner: &'a Inner,
+    key: Option<usize>,
+}
+
+impl Holding<'_> {
+    fn key(&self) -> usize {
+        self.key.expect("the transfer has not completed")
+    }
+
+    fn has_failed(&self) -> bool {
+        self.inner.state.borrow().transfers[self.key()].failed.is_some()
+    }
+
+    async fn completed(mut self) -> (Outcome, AlignedBuf) {
+        let key = self.key();
+        poll_fn(|context| {
+            let mut state = self.inner.state.borrow_mut();
+            let transfer = &mut state.transfers[key];
+            if transfer.parts_in_flight > 0 {
+                transfer.owner = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        self.key = None;
+        let transfer = self.inner.state.borrow_mut().transfers.remove(key);
+        (Outcome { failed: transfer.failed, answer: transfer.answer }, transfer.buf)
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let mut state = self.inner.state.borrow_mut();
+            let transfer = &mut state.transfers[key];
+            transfer.abandoned = true;
+            transfer.owner = None;
+            if transfer.parts_in_flight == 0 {
+                state.transfers.remove(key);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn hold(&self, buf: AlignedBuf) -> usize {
+        let transfer =
+            Transfer { buf, parts_in_flight: 0, failed: None, answer: 0, owner: None, abandoned: false };
+        self.state.borrow_mut().transfers.insert(transfer)
+    }
+
+    /// Waits for a place in the ring, and takes it.
+    async fn place(&self) {
+        let depth = self.depth;
+        Turn::new(
+            &self.state,
+            |state| &mut state.line,
+            move |state: &mut State| (state.in_flight < depth).then(|| state.in_flight += 1),
+        )
+        .await;
+    }
+
+    fn give_place_back(&self) {
+        let mut state = self.state.borrow_mut();
+        state.in_flight -= 1;
+        let next = state.line.front();
+        drop(state);
+        Line::wake(next);
+    }
+
+    /// Hands an entry, for which a place was taken, to the kernel.
+    fn submit(self: &Rc<Self>, key: usize, part: u32, entry: Entry128) {
+        let mut state = self.state.borrow_mut();
+        state.transfers[key].parts_in_flight += 1;
+        let listening = std::mem::replace(&mut state.listening, true);
+        drop(state);
+        let entry = entry.user_data(key as u64 | u64::from(part) << 32);
+        let mut uring = self.uring.borrow_mut();
+        // SAFETY: the descriptor stays open and the buffer that the entry names stays where it is and untouched by us until
+        // the completion was seen: both are owned by `Inner`, whose drop waits for what is in flight.
+        unsafe { uring.submission().push(&entry) }.expect("no more entries than places");
+        loop {
+            match uring.submit() {
+                Ok(_) => break,
+                // A signal, or the kernel is short of memory for a moment. Waiting elsewhere would not be better: the
+                // entry is in the queue and cannot be taken back.
+                Err(error)
+                    if [Errno::EINTR as i32, Errno::EAGAIN as i32]
+                        .map(Some)
+                        .contains(&error.raw_os_error()) =>
+                {
+                    std::thread::yield_now();
+                }
+                Err(error) => panic!("the kernel refuses to be entered: {error}"),
+            }
+        }
+        drop(uring);
+        if !listening {
+            monoio::spawn(listen(self.clone()));
+        }
+    }
+
+    /// Looks at every completion that is there.
+    fn reap(&self) {
+        loop {
+            let next = self.uring.borrow_mut().completion().next();
+            let Some(completion) = next else { return };
+            let key = completion.user_data() as u32 as usize;
+            let part = (completion.user_data() >> 32) as u32;
+            self.complete(key, part, completion.result(), completion.big_cqe()[0]);
+        }
+    }
+
+    fn complete(&self, key: usize, part: u32, result: i32, answer: u64) {
+        let mut state = self.state.borrow_mut();
+        state.in_flight -= 1;
+        let transfer = &mut state.transfers[key];
+        transfer.parts_in_flight -= 1;
+        if result == 0 {
+            transfer.answer = answer;
+        } else if transfer.failed.is_none_or(|(first, _)| part < first) {
+            transfer.failed = Some((part, result));
+        }
+        let mut owner = None;
+        if transfer.parts_in_flight == 0 {
+            owner = transfer.owner.take();
+            if transfer.abandoned {
+                state.transfers.remove(key);
+            }
+        }
+        let next = state.line.front();
+        drop(state);
+        if let Some(owner) = owner {
+            owner.wake();
+        }
+        Line::wake(next);
+    }
+
+    fn event_file(&self) -> io::Result<&monoio::fs::File> {
+        if self.event_file.get().is_none() {
+            let file = monoio::fs::File::from_std(File::from(self.event.as_fd().try_clone_to_owned()?))?;
+            let _ = self.event_file.set(file);
+        }
+        Ok(self.event_file.get().expect("it was just set"))
+    }
+}
+
+async fn listen(inner: Rc<Inner>) {
+    let mut count = vec![0; size_of::<u64>()];
+    loop {
+        inner.reap();
+        {
+            let mut state = inner.state.borrow_mut();
+            if state.in_flight == 0 {
+                state.listening = false;
+                return;
+            }
+        }
+        let event = inner.event_file().expect("a descriptor for the eventfd");
+        let result;
+        (result, count) = event.read_at(count, 0).await;
+        let read = result.expect("an eventfd of our own can be read");
+        assert_eq!(read, size_of::<u64>(), "an eventfd gives its count as a whole");
+    }
+}
+
+impl Drop for Inner {
+    /// Waits, blocking, for what the kernel still has. That happens only if the runtime ended before.
+    fn drop(&mut self) {
+        while self.state.borrow().in_flight > 0 {
+            let waited = self.uring.borrow_mut().submit_and_wait(1);
+            if waited.is_err_and(|error| error.raw_os_error() != Some(Errno::EINTR as i32)) {
+                // The buffers can never be known to be free: better lost than written into by the device later.
+                std::mem::forget(std::mem::take(&mut self.state.get_mut().transfers));
+                return;
+            }
+            self.reap();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::io::{PipeReader, PipeWriter, Write, pipe};
+    use std::pin::pin;
+    use std::task::Context;
+
+    use super::*;
+
+    /// In a runtime as the server's: its ring runs deferred work only when it parks.
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun();
+        run_with(builder, future)
+    }
+
+    fn run_with<T>(builder: io_uring::Builder, future: impl Future<Output = T>) -> T {
+        let runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().uring_builder(builder).build();
+        runtime.unwrap().block_on(future)
+    }
+
+    fn ring(depth: u32) -> Rc<Ring> {
+        Rc::new(Ring::new(tempfile::tempfile().unwrap(), depth).unwrap())
+    }
+
+    /// Operations that stay in flight until the test says otherwise: each part of a transfer reads eight bytes from a pipe of
+    /// its own.
+    struct Pipes {
+        readers: Rc<Vec<PipeReader>>,
+        writers: Vec<PipeWriter>,
+    }
+
+    const BYTES: usize = 8;
+
+    impl Pipes {
+        fn new(count: usize) -> Self {
+            let (readers, writers) = (0..count).map(|_| pipe().unwrap()).unzip();
+            Self { readers: Rc::new(readers), writers }
+        }
+
+        fn let_go(&mut self, pipe: usize, byte: u8) {
+            self.writers[pipe].write_all(&[byte; BYTES]).unwrap();
+        }
+
+        /// Reads from the pipes `first..first + parts`, each into its part of the buffer.
+        fn read(
+            &self,
+            ring: &Rc<Ring>,
+            first: usize,
+            parts: u32,
+        ) -> impl Future<Output = (Outcome, AlignedBuf)> + use<> {
+            let (ring, readers) = (ring.clone(), self.readers.clone());
+            async move {
+                let buf = AlignedBuf::zeroed(parts as usize * BYTES);
+                let entry = |part: u32, addr: u64| {
+                    let pipe = Fd(readers[first + part as usize].as_raw_fd());
+                    let read = opcode::Read::new(pipe, addr as *mut u8, BYTES as u32).build();
+                    (Entry128::from(read), BYTES)
+                };
+                ring.run(parts, buf, 0, entry).await
+            }
+        }
+    }
+
+    /// A read says how many bytes it moved, which a command would call a failure.
+    fn moved(part: u32) -> Option<(u32, i32)> {
+        Some((part, BYTES as i32))
+    }
+
+    #[test]
+    fn a_refused_command_gives_its_buffer_back() {
+        let ring = ring(4);
+        run(async {
+            let buf = AlignedBuf::zeroed(4096);
+            let address = buf.as_ptr();
+            let (result, buf) = ring.transfer(1, buf, 0, |_| Command::read(1, 0, 8, 512)).await;
+            assert_eq!((buf.as_ptr(), buf.len()), (address, 4096));
+            // A file takes no commands.
+            let failed = result.unwrap_err();
+            let Fault::Io(error) = failed.fault else { panic!("{failed:?}") };
+            assert_eq!((failed.part, error.raw_os_error()), (0, Some(Errno::EOPNOTSUPP as i32)));
+            assert!(ring.command(Command::flush(1)).await.is_err());
+            assert_eq!(ring.held(), 0);
+        });
+    }
+
+    #[test]
+    fn after_a_failed_part_no_more_are_sent() {
+        let ring = ring(1);
+        run(async {
+            let mut sent = 0;
+            let command = |_| {
+                sent += 1;
+                Command::read(1, 0, 1, 512)
+            };
+            let (result, _) = ring.transfer(5, AlignedBuf::zeroed(5 * 512), 0, command).await;
+            assert_eq!(result.unwrap_err().part, 0);
+            assert_eq!(sent, 1);
+            // The place is free again.
+            assert!(ring.command(Command::flush(1)).await.is_err());
+        });
+    }
+
+    #[test]
+    fn each_completion_wakes_its_owner() {
+        let ring = ring(8);
+        let mut pipes = Pipes::new(8);
+        run(async {
+            let tasks: Vec<_> = (0..8).map(|pipe| monoio::spawn(pipes.read(&ring, pipe, 1))).collect();
+            monoio::spawn(async {}).await;
+            for (pipe, task) in tasks.into_iter().enumerate().rev() {
+                pipes.let_go(pipe, pipe as u8);
+                let (outcome, buf) = task.await;
+                assert_eq!((outcome.failed, &buf[..]), (moved(0), &[pipe as u8; BYTES][..]));
+            }
+            assert_eq!(ring.held(), 0);
+        });
+    }
+
+    #[test]
+    fn parts_of_one_buffer_complete_in_any_order() {
+        let ring = ring(8);
+        let mut pipes = Pipes::new(3);
+        run(async {
+            let task = monoio::spawn(pipes.read(&ring, 0, 3));
+            for pipe in [2, 0, 1] {
+                pipes.let_go(pipe, pipe as u8);
+                monoio::spawn(async {}).await;
+            }
+            let (outcome, buf) = task.await;
+            assert_eq!(buf.iter().copied().collect::<Vec<_>>(), [[0; 8], [1; 8], [2; 8]].concat());
+            // Of several, the first part counts.
+            assert_eq!(outcome.failed, moved(0));
+        });
+    }
+
+    /// Without the line, the one that came last would take the free place.
+    #[test]
+    fn places_are_given_in_the_order_of_coming() {
+        let ring = ring(2);
+        let mut pipes = Pipes::new(4);
+        run(async {
+            let poll = |future: std::pin::Pin<&mut dyn Future<Output = (Outcome, AlignedBuf)>>| {
+                future.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+            };
+            let (mut first, mut second) = (pin!(pipes.read(&ring, 0, 1)), pin!(pipes.read(&ring, 1, 1)));
+            let (mut third, mut fourth) = (pin!(pipes.read(&ring, 2, 1)), pin!(pipes.read(&ring, 3, 1)));
+            assert!(
+                !poll(first.as_mut())
+                    && !poll(second.as_mut())
+                    && !poll(third.as_mut())
+                    && !poll(fourth.as_mut())
+            );
+            let in_flight = || ring.inner.state.borrow().in_flight;
+            assert_eq!((in_flight(), ring.inner.state.borrow().line.len()), (2, 2));
+            pipes.let_go(1, 1);
+            second.await;
+            assert!(!poll(fourth.as_mut()));
+            assert_eq!(in_flight(), 1, "the fourth took the third's place");
+            assert!(!poll(third.as_mut()));
+            assert_eq!((in_flight(), ring.inner.state.borrow().line.len()), (2, 1));
+            for pipe in [0, 2, 3] {
+                pipes.let_go(pipe, 1);
+            }
+            first.await;
+            third.await;
+            fourth.await;
+        });
+    }
+
+    #[test]
+    fn a_dropped_transfer_leaves_its_buffer_to_the_ring() {
+        let ring = ring(4);
+        let mut pipes = Pipes::new(2);
+        run(async {
+            {
+                let mut dropped = pin!(pipes.read(&ring, 0, 1));
+                assert!(dropped.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            assert_eq!(ring.held(), 1, "the kernel would write into freed memory");
+            pipes.let_go(0, 7);
+            pipes.let_go(1, 8);
+            pipes.read(&ring, 1, 1).await;
+            assert_eq!(ring.held(), 0);
+        });
+    }
+
+    /// As above, but the ring goes as well: the listener holds it until the kernel gave the buffer back.
+    #[test]
+    fn a_dropped_ring_lives_until_its_buffers_are_back() {
+        let (ring, again) = (ring(4), ring(4));
+        let mut pipes = Pipes::new(1);
+        run(async {
+            {
+                let mut dropped = pin!(pipes.read(&ring, 0, 1));
+                assert!(dropped.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            let inner = Rc::downgrade(&ring.inner);
+            drop(ring);
+            monoio::spawn(async {}).await;
+            assert!(inner.upgrade().is_some());
+            pipes.let_go(0, 7);
+            while inner.upgrade().is_some() {
+                let mut other = Pipes::new(1);
+                other.let_go(0, 1);
+                // Something to wait for, so that the reactor looks at what completed.
+                other.read(&again, 0, 1).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_ring_serves_one_runtime_after_another() {
+        let ring = ring(4);
+        for round in 0..3 {
+            let mut pipes = Pipes::new(1);
+            pipes.let_go(0, round);
+            let (_, buf) = run(pipes.read(&ring, 0, 1));
+            assert_eq!(buf[..], [round; BYTES]);
+        }
+    }
+
+    /// Many rounds in which completions meet the listener at every moment of its loop. If it looked at the completions before
+    /// it took the signals, a round would hang.
+    #[test]
+    fn no_wake_up_is_lost_in_many_rounds() {
+        run(many_rounds());
+        run_with(IoUring::builder(), many_rounds());
+    }
+
+    async fn many_rounds() {
+        let ring = ring(4);
+        let tasks: Vec<_> = (0..8_u8)
+            .map(|task| {
+                let ring = ring.clone();
+                let mut pipes = Pipes::new(1);
+                monoio::spawn(async move {
+                    for round in 0..500_u32 {
+                        let byte = task.wrapping_add(round as u8);
+                        // Both before and after the read is in flight.
+                        let early = round % 3 == 0;
+                        if early {
+                            pipes.let_go(0, byte);
+                        }
+                        let read = monoio::spawn(pipes.read(&ring, 0, 1));
+                        if !early {
+                            monoio::spawn(async {}).await;
+                            pipes.let_go(0, byte);
+                        }
+                        assert_eq!(read.await.1[..], [byte; BYTES]);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+        assert_eq!(ring.held(), 0);
+    }
+}
