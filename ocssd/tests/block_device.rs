@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use terrane_ocssd::{
     AlignedBuf, ChunkId, Device, DeviceKind, DeviceOptions, Durability, FormatError, FormatOptions,
@@ -11,6 +12,13 @@ use terrane_ocssd::{
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+
+/// One test at a time: a search for a free loop device claims each one that it tries, also the others'.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A loop device over a file, gone when this is dropped.
 struct Loop {
@@ -74,12 +82,16 @@ fn open(path: &Path) -> Result<Device, OpenError> {
 
 #[test]
 fn a_block_device_is_taken_whole_and_refused_once_it_shrank() {
+    let _alone = alone();
     let (_folder, image) = image(4 * MIB + 32 * KIB);
     let Some(disk) = Loop::over(&image, &[]) else { return };
     let written = format(&disk.device, &options()).unwrap();
     assert_eq!((written.kind, written.shape.size_bytes), (DeviceKind::Conventional, 4 * MIB + 32 * KIB));
     let error = format(&disk.device, &options()).unwrap_err();
-    assert!(matches!(error, FormatError::AlreadyFormatted { found: Ok(found), .. } if *found == written));
+    assert!(
+        matches!(&error, FormatError::AlreadyFormatted { found: Ok(found), .. } if **found == written),
+        "{error}"
+    );
     let device = open(&disk.device).unwrap();
     assert!(matches!(open(&disk.device), Err(OpenError::InUse { .. })));
     assert!(matches!(
@@ -104,6 +116,7 @@ fn a_block_device_is_taken_whole_and_refused_once_it_shrank() {
 
 #[test]
 fn a_read_only_block_device_is_refused() {
+    let _alone = alone();
     let (_folder, image) = image(4 * MIB);
     let Some(disk) = Loop::over(&image, &["-r"]) else { return };
     let error = format(&disk.device, &options()).unwrap_err();
@@ -114,6 +127,7 @@ fn a_read_only_block_device_is_refused() {
 
 #[test]
 fn a_mounted_block_device_is_refused_and_its_place_named() {
+    let _alone = alone();
     let (folder, image) = image(8 * MIB);
     let Some(disk) = Loop::over(&image, &[]) else { return };
     let at = folder.path().canonicalize().unwrap().join("mounted here");
