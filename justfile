@@ -59,3 +59,7 @@ runtimes *ARGS:
 # Print a node's configuration to start from
 config:
     @cargo run --quiet --bin terrane -- config --example
+
+# An ordinary drive's write amplification, by a model of its translation layer (docs/benchmarks.md)
+ftl *ARGS:
+    cargo bench -p terrane-ocssd --bench ftl -- {{ ARGS }}

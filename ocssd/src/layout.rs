@@ -87,8 +87,8 @@ pub enum LayoutError {
     },
     /// The chunk divided among the parallel units leaves too little for each.
     #[error(
-        "a chunk of {chunk_bytes} bytes cannot be striped over {units} parallel units: each needs at least 128 KiB of it; \
-         ask for larger chunks or fewer units"
+        "a chunk of {chunk_bytes} bytes cannot be striped over {units} parallel units: its part on each must hold the \
+         metadata and what the write buffer hides; ask for larger chunks or fewer units"
     )]
     FlashChunk {
         /// The size asked for, or chosen.

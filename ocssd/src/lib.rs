@@ -1,5 +1,8 @@
 //! Erase-unit media: one seam over files, block devices and flash that the host manages.
 //!
+//! The engine speaks to [`Media`]; [`SimMedia`] and [`FileMedia`] implement it. `format` lays a
+//! conventional device out, and [`FileDevice`] opens it. [`trace`] records what any medium is asked to write, and
+//! [`ftl`] models the ordinary drive on which the same would cost more.
 //! The engine speaks to [`Media`]. [`Device`] lays a node's device out, whatever kind it is, opens it, and hands out
 //! its slices as [`DeviceMedia`]; [`SimMedia`] stands in for one in tests.
 //!
@@ -34,6 +37,7 @@ pub mod fdp;
 pub mod file;
 pub mod flash;
 pub mod format;
+pub mod ftl;
 pub mod geometry;
 pub mod layout;
 mod line;
@@ -46,6 +50,7 @@ mod ring_file;
 pub mod scrubber;
 pub mod sim;
 pub mod superblock;
+pub mod trace;
 pub mod volume;
 pub mod zoned;
 

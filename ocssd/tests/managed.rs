@@ -91,7 +91,7 @@ fn emulated_flash_is_laid_out_opened_and_keeps_what_was_durable() {
 fn flash_is_formatted_over_by_force_only_and_as_flash_only() {
     let (folder, path) = formatted();
     let found = *open(&path).unwrap().superblock();
-    for kind in [FLASH, KindOptions::default()] {
+    for kind in [FLASH, KindOptions { kind: None, ..FLASH }] {
         let error = format(&path, &options(), &kind).unwrap_err();
         assert!(
             matches!(&error, FormatError::AlreadyFormatted { found: Ok(is), .. } if **is == found),

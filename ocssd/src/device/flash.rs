@@ -25,7 +25,7 @@ const PAGE_BYTES: u32 = 16 << 10;
 const BEST_WRITE_BYTES: u32 = 64 << 10;
 
 /// Bytes below a write pointer that the device has not programmed yet.
-const HIDDEN_BYTES: u32 = 128 << 10;
+const HIDDEN_BYTES: u32 = 64 << 10;
 
 /// A chunk of one unit has at least two parts of a stripe.
 const CHUNK_BYTES_MIN: u64 = 2 * BEST_WRITE_BYTES as u64;
@@ -85,7 +85,11 @@ fn plan(options: &FormatOptions, flash: &FlashLayout) -> Result<FlashOptions, La
     if u64::from(lines(&slice)) < SLICE_CHUNKS_MIN {
         let enough = (1..=1024)
             .find(|chunks| u64::from(lines(&Geometry { chunks: *chunks, ..slice })) >= SLICE_CHUNKS_MIN);
-        let needed_bytes = u64::try_from(row_bytes * u128::from(enough.unwrap_or(1024))).unwrap_or(u64::MAX);
+        // With no number of chunks, or with too many: then one of them cannot hold the metadata.
+        let Some(enough) = enough.filter(|enough| *enough > chunks) else {
+            return Err(LayoutError::FlashChunk { chunk_bytes: line_bytes, units });
+        };
+        let needed_bytes = u64::try_from(row_bytes * u128::from(enough)).unwrap_or(u64::MAX);
         return Err(LayoutError::TooSmall { size_bytes, shards, chunk_bytes: line_bytes, needed_bytes });
     }
     Ok(FlashOptions { geometry, protected_buffer: flash.protected_buffer, ..FlashOptions::default() })
@@ -187,8 +191,12 @@ mod tests {
         let LayoutError::TooSmall { needed_bytes, .. } = error else { panic!("{error}") };
         assert!(plan(&options(needed_bytes, 2, Some(MIB)), &flash).is_ok());
         assert!(plan(&options(needed_bytes - 1, 2, Some(MIB)), &flash).is_err());
-        let error = plan(&options(1 << 30, 2, Some(256 << 10)), &flash).unwrap_err();
-        assert!(matches!(error, LayoutError::FlashChunk { units: 4, .. }), "{error}");
+        // Parts of 64 KiB are smaller than two best writes; those of 128 KiB leave no room beside what the buffer hides,
+        // and those of 256 KiB none for the list of so many chunks.
+        for (size, line) in [(1 << 30, 256 << 10), (1 << 30, 512 << 10), (64 << 30, MIB)] {
+            let error = plan(&options(size, 2, Some(line)), &flash).unwrap_err();
+            assert!(matches!(error, LayoutError::FlashChunk { units: 4, .. }), "{size} in {line}: {error}");
+        }
         assert_eq!(plan(&options(1 << 30, 0, None), &flash), Err(LayoutError::NoShards));
     }
 }

@@ -81,7 +81,7 @@ impl VolumeOptions {
     /// # Errors
     /// [`VolumeError::Options`] if options and geometry do not fit.
     pub fn geometry_on(&self, slice: Geometry, protects_buffer: bool) -> Result<Geometry, VolumeError> {
-        let assignment = assignment::Assignment::new(slice, self.stripe_units, self.spare_chunks_per_unit)?;
+        let assignment = recovery::assign(slice, self)?;
         Ok(assignment.logical_geometry(protects_buffer))
     }
 }
@@ -92,7 +92,8 @@ pub enum OpenMode {
     /// It is refused.
     #[default]
     Strict,
-    /// Lines that miss a chunk are offline, the others go on.
+    /// Lines that miss a chunk are offline, the others go on. If no chunk is left for a second copy of the metadata, what
+    /// is there can be read, and no chunk that fails from then on can be replaced.
     Degraded,
 }
 

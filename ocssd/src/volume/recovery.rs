@@ -35,6 +35,18 @@ use crate::media::{ChunkInfo, ChunkState, Media, MediaError, NoticeKind};
 /// Resets in flight at once while a volume is made.
 const RESETS_IN_FLIGHT: usize = 64;
 
+/// The division of a slice of that shape, if its metadata will always fit.
+pub(super) fn assign(slice: Geometry, options: &VolumeOptions) -> Result<Assignment, VolumeError> {
+    let assignment = Assignment::new(slice, options.stripe_units, options.spare_chunks_per_unit)?;
+    // Every spare may replace something, and every chunk go bad.
+    let chunks = slice.chunk_count() as usize;
+    let worst = record_bytes(LABEL_BYTES_MAX, assignment.first_spares().len(), chunks, chunks);
+    if padded_sectors(&slice, worst) > slice.chunk_sectors {
+        return Err(VolumeError::Options("a chunk cannot hold the metadata"));
+    }
+    Ok(assignment)
+}
+
 /// Lays a volume out on a slice, whatever it held.
 pub(super) async fn create<M: Media>(
     media: M,
@@ -43,14 +55,8 @@ pub(super) async fn create<M: Media>(
     if options.label.len() > LABEL_BYTES_MAX {
         return Err(VolumeError::Options("the label is longer than 512 bytes"));
     }
-    let assignment = Assignment::new(*media.geometry(), options.stripe_units, options.spare_chunks_per_unit)?;
+    let assignment = assign(*media.geometry(), options)?;
     let geometry = &assignment.geometry;
-    // Every spare may replace something, and every chunk go bad.
-    let chunks = geometry.chunk_count() as usize;
-    let worst = record_bytes(LABEL_BYTES_MAX, assignment.first_spares().len(), chunks, chunks);
-    if padded_sectors(geometry, worst) > geometry.chunk_sectors {
-        return Err(VolumeError::Options("a chunk cannot hold the metadata"));
-    }
     let report = checked_report(&media).await?;
     let candidates: BTreeSet<ChunkId> = assignment.candidates().into_iter().flatten().collect();
     let (metadata, data): (Vec<&ChunkInfo>, Vec<&ChunkInfo>) =
@@ -181,16 +187,24 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         // It counts as open for the device until it is closed. If it cannot be, nothing depends on it.
         let _ = shared.media.finish(chunk).await;
     }
-    commit(&shared).await?;
-    let used = std::mem::take(&mut shared.state.borrow_mut().spares.used);
-    for chunk in used {
-        shared.judge(chunk).await;
+    let kept = match commit(&shared).await {
+        Err(error) if mode == OpenMode::Strict || is_power_lost(&error) => return Err(error),
+        kept => kept.is_ok(),
+    };
+    if kept {
+        let used = std::mem::take(&mut shared.state.borrow_mut().spares.used);
+        for chunk in used {
+            shared.judge(chunk).await;
+        }
     }
-    let missing = replace_missing(&shared).await;
+    let missing = replace_missing(&shared, kept).await;
     if missing > 0 && mode == OpenMode::Strict {
         return Err(shared.state.borrow().no_spare(&shared.assignment, missing));
     }
-    commit(&shared).await?;
+    match commit(&shared).await {
+        Err(error) if mode == OpenMode::Strict || is_power_lost(&error) => return Err(error),
+        _ => {}
+    }
     Ok(shared)
 }
 
@@ -250,7 +264,7 @@ async fn close_uneven_lines<M: Media>(
 
 /// Gives a spare to each member that is gone from a line without data; a line that gets none goes offline. Returns how
 /// many members of all lines have, or will have, none.
-async fn replace_missing<M: Media>(shared: &Rc<Shared<M>>) -> u32 {
+async fn replace_missing<M: Media>(shared: &Rc<Shared<M>>, may_record: bool) -> u32 {
     let mut empty = Vec::new();
     let mut of_lines_with_data = 0;
     {
@@ -266,7 +280,10 @@ async fn replace_missing<M: Media>(shared: &Rc<Shared<M>>) -> u32 {
     }
     let mut unserved = 0;
     for (line, index, gone) in empty {
-        let spare = shared.take_spare(shared.unit_of(line, index)).await;
+        let spare = match may_record {
+            true => shared.take_spare(shared.unit_of(line, index)).await,
+            false => None,
+        };
         let mut state = shared.state.borrow_mut();
         let state = &mut *state;
         state.retire_for_good(gone);
@@ -282,6 +299,10 @@ async fn replace_missing<M: Media>(shared: &Rc<Shared<M>>) -> u32 {
         }
     }
     unserved + of_lines_with_data.saturating_sub(shared.state.borrow().spares.count())
+}
+
+fn is_power_lost(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::Media(MediaError::PowerLost))
 }
 
 /// A device of another shape than the volume was made on is another device, or a broken one.

@@ -396,7 +396,8 @@ impl<M: Media> Shared<M> {
     pub(super) fn enter(&self, state: &mut State, line: u32, member: usize) {
         let id = MemberId { line, member: member as u32 };
         let this = &mut state.lines[line as usize].members[member];
-        this.recording = true;
+        // If no record can be written any more, none is on its way that others would have to wait for.
+        this.recording = !state.places.has_failed();
         let (recorded, chunk, blame) = (this.recorded, this.chunk, this.blame.take());
         state.tables.assign(&self.assignment, id, chunk);
         state.tables_version += 1;

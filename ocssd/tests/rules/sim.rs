@@ -8,13 +8,13 @@ use terrane_ocssd::{ChunkId, ChunkState, FaultRates, Geometry, Media, MediaError
 
 use crate::contract::{CHUNK_BYTES, CHUNKS, Harness, Probe, assert_rule, every_rule};
 
-struct Sim {
+pub(crate) struct Sim {
     options: SimOptions,
     ws_min: u32,
 }
 
 impl Sim {
-    fn with(options: SimOptions) -> Self {
+    pub(crate) fn with(options: SimOptions) -> Self {
         Self { options, ws_min: 1 }
     }
 }

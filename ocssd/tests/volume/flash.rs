@@ -108,7 +108,7 @@ fn live(volume: &Volume<FlashMedia>, model: &mut Model, rng: &mut Pcg64Mcg) -> b
         match result {
             Ok(()) => {}
             Err(MediaError::PowerLost) => break,
-            Err(error) if is_no_spare(&error) => {
+            Err(error) if is_no_spare(&error) || is_metadata_worn_out(&error) => {
                 model.lines[line as usize].stopped = true;
                 worn_out.set(true);
             }
@@ -146,6 +146,13 @@ fn run(seed: u64) {
             break;
         }
     }
+}
+
+/// Whether all chunks for metadata are worn out.
+fn is_metadata_worn_out(error: &MediaError) -> bool {
+    let MediaError::Io { source, .. } = error else { return false };
+    let source = source.get_ref().and_then(|source| source.downcast_ref::<VolumeError>());
+    matches!(source, Some(VolumeError::MetadataFailed(_)))
 }
 
 #[test]

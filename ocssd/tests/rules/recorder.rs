@@ -1,0 +1,42 @@
+//! The recorder over the simulated medium: it changes no rule.
+
+use std::future::Future;
+
+use terrane_ocssd::trace::Recorder;
+use terrane_ocssd::{SimMedia, SimOptions};
+
+use crate::contract::{Harness, every_rule};
+use crate::sim::Sim;
+
+struct Recorded(Sim);
+
+impl Harness for Recorded {
+    type Media = Recorder<SimMedia>;
+
+    fn create(&self) -> Self::Media {
+        Recorder::new(self.0.create(), std::io::sink()).unwrap()
+    }
+
+    fn reopen(&self, media: Self::Media) -> Self::Media {
+        let (media, ended) = media.end();
+        ended.unwrap();
+        Recorder::new(self.0.reopen(media), std::io::sink()).unwrap()
+    }
+
+    fn remembers_write_pointers(&self) -> bool {
+        self.0.remembers_write_pointers()
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.0.run(future)
+    }
+}
+
+#[test]
+fn recorder() {
+    for seed in 0..20 {
+        let options =
+            SimOptions { seed, yields_max: 3, conventional: seed % 2 == 0, ..SimOptions::default() };
+        every_rule(&Recorded(Sim::with(options)));
+    }
+}
