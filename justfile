@@ -29,7 +29,7 @@ qemu-test *ARGS:
 
 # 10,000 seeded runs of random media operations, faults and power cuts on each kind of medium (docs of ocssd/tests/endurance)
 endurance RUNS="10000":
-    TERRANE_RUNS={{ RUNS }} cargo test --release -p terrane-ocssd --test endurance
+    TERRANE_RUNS={{ RUNS }} cargo test -p terrane-ocssd --test endurance
 
 # A three-node cluster under YCSB A that loses a leader half-way and must lose no write
 demo *ARGS:

@@ -214,7 +214,7 @@ impl Device {
                 }
             }
         }
-        state.cells[index].programmed = pointer;
+        state.cells[index].programmed = state.cells[index].write_pointer;
         if finished && pointer == submitted && state.keeps(fate) {
             state.cells[index].state = ChunkState::Closed;
         }

@@ -81,6 +81,7 @@ impl Rig for FlashRig {
             restart_keeps_volatile: true,
             flush_covers_resets: true,
             keeps_open: true,
+            keeps_survivors: true,
             tells_faults: false,
         }
     }

@@ -795,7 +795,7 @@ impl Model {
         };
         let kept = chunk.failed_at.map_or(kept, |failed_at| kept.min(failed_at));
         assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
-        let Promises { keeps_open, no_holes, tells_faults, .. } = self.promises;
+        let Promises { keeps_open, keeps_survivors, no_holes, tells_faults, .. } = self.promises;
         let padded = chunk.closed_at.is_some() || chunk.finishing;
         assert!(
             padded || !keeps_open || pointer <= chunk.pointer,
@@ -841,7 +841,7 @@ impl Model {
         if power_lost {
             // What a cut left is on the medium.
             chunk.reset_covered = true;
-            chunk.survived = pointer;
+            chunk.survived = if keeps_survivors { pointer } else { 0 };
             chunk.close_covered |= state == ChunkState::Closed && keeps_open;
         }
     }

@@ -22,6 +22,9 @@ pub(crate) struct Promises {
     pub(crate) flush_covers_resets: bool,
     /// A chunk that was open comes back open. Otherwise it may come back closed.
     pub(crate) keeps_open: bool,
+    /// What outlived one power cut outlives the next, though it be among the last `mw_cunits` sectors of an open chunk.
+    /// `media.rs` does not ask for that: what recovered an open chunk may move it to where it is not programmed yet.
+    pub(crate) keeps_survivors: bool,
     /// [`Rig::take_faults`] tells every fault. Otherwise chunks may fail, close and die without a word in it, which they
     /// may not take as an excuse for losing what is durable.
     pub(crate) tells_faults: bool,

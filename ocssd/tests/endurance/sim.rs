@@ -107,6 +107,7 @@ impl Rig for SimRig {
             restart_keeps_volatile: true,
             flush_covers_resets: true,
             keeps_open: true,
+            keeps_survivors: true,
             tells_faults: true,
         }
     }

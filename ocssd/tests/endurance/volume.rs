@@ -199,6 +199,7 @@ impl<D: Device> Rig for VolumeRig<D> {
             restart_keeps_volatile: false,
             flush_covers_resets: true,
             keeps_open: false,
+            keeps_survivors: false,
             tells_faults: true,
         }
     }
