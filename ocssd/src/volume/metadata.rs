@@ -90,14 +90,15 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Places of a new volume: nothing is anywhere.
-    pub(super) fn empty(candidates: [Vec<ChunkId>; 2], free: BTreeSet<ChunkId>) -> Self {
+    /// Places of a new volume: nothing is anywhere, but for a record numbered up to `kept` of an earlier volume in a
+    /// chunk that cannot be reset.
+    pub(super) fn empty(candidates: [Vec<ChunkId>; 2], free: BTreeSet<ChunkId>, kept: u64) -> Self {
         Self {
             candidates,
             active: [None, None],
             held: [0, 0],
             free,
-            sequence: 0,
+            sequence: kept,
             durable_version: None,
             writing: false,
             failed: None,
@@ -485,7 +486,8 @@ impl Places {
     /// The places as they were found, with the newest record among them.
     pub(super) fn found(assignment: &Assignment, found: &[Candidate], newest: &Record) -> Self {
         let free = found.iter().filter(|candidate| candidate.state == ChunkState::Free);
-        let mut this = Self::empty(assignment.candidates(), free.map(|candidate| candidate.chunk).collect());
+        let mut this =
+            Self::empty(assignment.candidates(), free.map(|candidate| candidate.chunk).collect(), 0);
         let chunk_sectors = assignment.geometry.chunk_sectors;
         let mut left: Vec<&Candidate> = found
             .iter()
@@ -525,7 +527,8 @@ impl Places {
 }
 
 impl Candidate {
-    fn sequence(&self) -> u64 {
+    /// Number of the newest record in it; 0 without one.
+    pub(super) fn sequence(&self) -> u64 {
         self.scan.newest.as_ref().map_or(0, |record| record.sequence)
     }
 

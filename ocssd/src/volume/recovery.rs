@@ -23,7 +23,7 @@ use super::close::{limit_open, recovered};
 use super::error::VolumeError;
 use super::jobs::Jobs;
 use super::line::{Health, Limits, Line, Member};
-use super::metadata::{Places, newest, padded_sectors, read_candidates};
+use super::metadata::{Candidate, Places, newest, padded_sectors, read_candidates};
 use super::record::{LABEL_BYTES_MAX, Record, record_bytes};
 use super::shared::{self, Shared, State};
 use super::spares::{Spares, choose};
@@ -66,6 +66,9 @@ pub(super) async fn create<M: Media>(
         tables.defects.extend(make_free(&media, &chunks).await?);
         media.flush().await?;
     }
+    // A candidate that cannot be reset may keep the record of an earlier volume: ours must beat it.
+    let kept = read_candidates(&media, &checked_report(&media).await?).await?;
+    let kept = kept.iter().map(Candidate::sequence).max().unwrap_or(0);
     let wear = wear(&report);
     let mut spares = assignment.first_spares();
     spares.retain(|chunk| !tables.defects.contains(chunk));
@@ -89,7 +92,7 @@ pub(super) async fn create<M: Media>(
         });
     }
     let free = candidates.into_iter().filter(|chunk| !tables.defects.contains(chunk)).collect();
-    let places = Places::empty(assignment.candidates(), free);
+    let places = Places::empty(assignment.candidates(), free, kept);
     let limits = limits(&media, &assignment);
     let lines = empty_lines(&assignment, &tables, &limits);
     let spares = Spares { ready: spares, used: BTreeSet::new() };

@@ -68,6 +68,7 @@ impl<M: Media> Shared<M> {
             let mut state = self.state.borrow_mut();
             // From here on a flush, even one that began before, writes nothing more of the old life.
             state.unsettled.remove(&line);
+            state.forget_waiting(line);
             let this = &mut state.lines[line as usize];
             this.life += 1;
             this.members.iter().map(|member| (member.chunk, member.free)).collect()

@@ -108,6 +108,11 @@ impl State {
         self.open.insert(line)
     }
 
+    /// A line is being reset: what it wanted to write is of its old life, and must not follow into the new one.
+    pub(super) fn forget_waiting(&mut self, line: u32) {
+        self.waiting.remove(&line);
+    }
+
     /// The error of a line that is broken, as its host sees it.
     pub(super) fn broken(&self, operation: &'static str, line: u32, sector: u32) -> Option<MediaError> {
         let broken = self.lines[line as usize].broken.as_ref()?;
