@@ -1,10 +1,8 @@
 //! Erase-unit media: one seam over files, block devices and flash that the host manages.
 //!
-//! The engine speaks to [`Media`]; [`SimMedia`] and [`FileMedia`] implement it. `format` lays a
-//! conventional device out, and [`FileDevice`] opens it. [`trace`] records what any medium is asked to write, and
-//! [`ftl`] models the ordinary drive on which the same would cost more.
 //! The engine speaks to [`Media`]. [`Device`] lays a node's device out, whatever kind it is, opens it, and hands out
-//! its slices as [`DeviceMedia`]; [`SimMedia`] stands in for one in tests.
+//! its slices as [`DeviceMedia`]; [`SimMedia`] stands in for one in tests. [`trace`] records what any medium is asked to
+//! write, and [`ftl`] models the ordinary drive on which the same would cost more.
 //!
 //! ```no_run
 //! use std::path::Path;
