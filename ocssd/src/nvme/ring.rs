@@ -176,7 +176,9 @@ impl Ring {
         let result = match outcome.failed {
             None => Ok(outcome.answer),
             Some((part, result)) => {
-                let fault = Fault::of_result(result).expect("a result of zero is no failure");
+                // A result beyond any status comes from outside: a failure like another, nothing to panic over.
+                let unknown = || Fault::Io(std::io::Error::other(format!("the kernel answered {result:#x}")));
+                let fault = Fault::of_result(result).unwrap_or_else(unknown);
                 Err(PartFailed { part, fault })
             }
         };
