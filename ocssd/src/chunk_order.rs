@@ -48,7 +48,7 @@ impl Broken {
                 operation,
                 chunk,
                 sector,
-                reason: "a write of the chunk was dropped in flight; open the medium again",
+                reason: "something was dropped in flight in the chunk; open the medium again",
             },
             Self::Failed { sector, programming: true } => MediaError::WriteFailed { chunk, sector },
             Self::Failed { sector, programming: false } => {
@@ -90,6 +90,11 @@ impl ChunkOrder {
     /// Says that everything below `sector` of the chunk was there when the medium was opened.
     pub(crate) fn starts_at(&self, chunk: ChunkId, sector: u32) {
         self.chunks[chunk.0 as usize].borrow_mut().acknowledged = sector;
+    }
+
+    /// Whether something was dropped on its way, and may still come to the device.
+    pub(crate) fn any_dropped(&self) -> bool {
+        self.chunks.iter().any(|chunk| chunk.borrow().broken == Some(Broken::Dropped))
     }
 
     /// A way into the chunk for a write that was admitted to it, to be taken with [`Passage::enter`].

@@ -1,5 +1,8 @@
 //! The shape of a device in Open-Channel 2.0's terms.
 
+/// Bytes of the best write ([`Geometry::ws_opt`]) where the device does not say: large enough to keep several dies busy.
+pub(crate) const BEST_WRITE_BYTES: u32 = 128 << 10;
+
 /// Index of a chunk within a slice: `(group * parallel_units + unit) * chunks + chunk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId(pub u32);

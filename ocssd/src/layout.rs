@@ -10,7 +10,7 @@
 //! - All slices of a device are equal, so a slice's place follows from its shard's number alone.
 
 use crate::device::DeviceShape;
-use crate::geometry::Geometry;
+use crate::geometry::{BEST_WRITE_BYTES, Geometry};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -34,10 +34,6 @@ pub const CHUNK_BYTES_MAX: u64 = 1024 * MIB;
 
 const CHUNK_BYTES_CHOSEN_MIN: u64 = 8 * MIB;
 const CHUNK_BYTES_CHOSEN_MAX: u64 = 64 * MIB;
-
-/// What a conventional device is told to be its best write. It knows nothing of the kind; beyond this
-/// size larger writes no longer gain.
-const BEST_WRITE_BYTES: u64 = 128 * KIB;
 
 // A chunk of any allowed size is a whole number of sectors of any allowed size, and vice versa.
 const _: () = assert!(CHUNK_BYTES_MIN.is_multiple_of(SECTOR_BYTES_MAX as u64));
@@ -199,7 +195,7 @@ impl Layout {
             chunk_sectors: (self.chunk_bytes / sector_bytes) as u32,
             sector_bytes: self.sector_bytes,
             ws_min: 1,
-            ws_opt: (BEST_WRITE_BYTES.min(self.chunk_bytes) / sector_bytes).max(1) as u32,
+            ws_opt: (u64::from(BEST_WRITE_BYTES).min(self.chunk_bytes) / sector_bytes).max(1) as u32,
             mw_cunits: 0,
             max_open: 0,
         }

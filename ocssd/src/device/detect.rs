@@ -147,14 +147,18 @@ fn has_flash_header(path: &Path) -> Result<bool, LookError> {
 
 /// Asks a namespace by passthrough, which takes and gives back its lock.
 fn identify(path: &Path) -> Result<Namespace, LookError> {
-    let command_set = Passthrough::open(path).map_err(LookError::Namespace)?.command_set;
+    let refused = |error| match Site::look(&Host::default(), path) {
+        Ok(Some(site)) => site.refused(error),
+        _ => LookError::Namespace(error),
+    };
+    let command_set = Passthrough::open(path).map_err(refused)?.command_set;
     if command_set == CommandSet::Zoned {
         return Ok(Namespace::Zoned);
     }
     match FdpDevice::open(path) {
         Ok(_) => Ok(Namespace::Fdp),
         Err(NamespaceError::NoPlacement { .. }) => Ok(Namespace::Plain),
-        Err(error) => Err(LookError::Namespace(error)),
+        Err(error) => Err(refused(error)),
     }
 }
 
@@ -344,6 +348,15 @@ impl Site {
         let holders = parts.iter().filter_map(|part| fs::read_dir(part.join("holders")).ok());
         let by = holders.flatten().flatten().next()?.file_name().to_string_lossy().into_owned();
         Some(Refusal::Held { path: self.path.clone(), by })
+    }
+
+    /// Why a namespace is not used, with the name of who holds its block device if that is why.
+    fn refused(&self, error: NamespaceError) -> LookError {
+        let holder = match error {
+            NamespaceError::InUse { .. } => self.holder(),
+            _ => None,
+        };
+        holder.map_or(LookError::Namespace(error), LookError::Refused)
     }
 
     /// `None`: sysfs does not know it.
@@ -634,6 +647,20 @@ mod tests {
             assert_eq!(fake.generic().holder(), mounted);
         }
         assert_eq!(fake.site(Kind::RegularFile, (259, 0)).holder(), None);
+    }
+
+    /// "In use by another process" would send the user to look for a process.
+    #[test]
+    fn who_holds_the_block_device_of_a_namespace_is_named() {
+        let fake = Fake::new();
+        let in_use = || NamespaceError::InUse { path: "/dev/x".into() };
+        let refused = |error| fake.generic().refused(error);
+        assert!(matches!(refused(in_use()), LookError::Namespace(NamespaceError::InUse { .. })));
+        let line = "40 27 259:1 / /mnt rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw\n";
+        fake.write("proc/self/mountinfo", line);
+        assert!(matches!(refused(in_use()), LookError::Refused(Refusal::Mounted { .. })));
+        let other = NamespaceError::NotZoned { path: "/dev/x".into() };
+        assert!(matches!(refused(other), LookError::Namespace(NamespaceError::NotZoned { .. })));
     }
 
     #[test]

@@ -51,12 +51,8 @@ const ZONED_COMMAND_SET: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ZoneAction {
-    /// Gives back its open resource, keeps its active one.
-    Close = 1,
     /// Makes it full, wherever its write pointer stands.
     Finish = 2,
-    /// Opens it explicitly.
-    Open = 3,
     /// Makes it empty.
     Reset = 4,
 }
@@ -256,189 +252,105 @@ mod tests {
 
     const LBA: u64 = 0x0102_0304_0506_0708;
 
-    fn check(command: Command, expected: &Expect) {
-        let command = Command { addr: 0x1112_1314_1516_1718, ..command };
-        let lines: Vec<String> = command
+    /// A line for each: its opcode, namespace, bytes of data, and dwords 10 to 15.
+    fn check(commands: &[(&str, Command)], expected: &Expect) {
+        let line = |(name, command): &(&str, Command)| {
+            let Command { opcode, nsid, data_bytes, dwords, .. } = command;
+            let dwords = dwords.map(|dword| format!("{dword:08x}")).join(" ");
+            format!("{name:<12} {opcode:02x} {nsid} {data_bytes:8}  {dwords}")
+        };
+        expected.assert_eq(&commands.iter().map(line).collect::<Vec<_>>().join("\n"));
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn golden_bytes_of_a_command() {
+        let command = Command {
+            opcode: 0x01,
+            nsid: 0x0203_0405,
+            data_bytes: 0x0607_0809,
+            addr: 0x1112_1314_1516_1718,
+            dwords: [0x2122_2324, 0x3132_3334, 0x4142_4344, 0x5152_5354, 0x6162_6364, 0x7172_7374],
+        };
+        let rows: Vec<String> = command
             .encode()
             .chunks(24)
             .map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "))
             .collect();
-        expected.assert_eq(&lines.join("\n"));
+        expect![[r#"
+            01 00 00 00 05 04 03 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 09 08 07 06 24 23 22 21 34 33 32 31
+            44 43 42 41 54 53 52 51 64 63 62 61 74 73 72 71 00 00 00 00 00 00 00 00"#]]
+        .assert_eq(&rows.join("\n"));
     }
 
     #[test]
-    #[cfg(target_endian = "little")]
-    fn golden_bytes_of_transfers() {
+    fn golden_transfers() {
         check(
-            Command::read(9, LBA, 0x20, 4096),
+            &[
+                ("read", Command::read(9, LBA, 0x20, 4096)),
+                ("durable", Command::write(9, LBA, 1, 512, true)),
+                ("placed", Command::write(9, LBA, BLOCKS_MAX, 512, false).placed(0x4321)),
+                ("append", Command::append(9, LBA, 2, 4096, true)),
+                ("flush", Command::flush(9)),
+                ("deallocate", Command::deallocate(9, 2)),
+            ],
             &expect![[r#"
-            02 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 02 00 08 07 06 05 04 03 02 01
-            1f 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::write(9, LBA, 1, 512, true),
-            &expect![[r#"
-            01 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 02 00 00 08 07 06 05 04 03 02 01
-            00 00 00 40 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::write(9, LBA, BLOCKS_MAX, 512, false).placed(0x4321),
-            &expect![[r#"
-            01 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 02 08 07 06 05 04 03 02 01
-            ff ff 20 00 00 00 21 43 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::append(9, LBA, 2, 4096, true),
-            &expect![[r#"
-            7d 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 20 00 00 08 07 06 05 04 03 02 01
-            01 00 00 40 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::flush(9),
-            &expect![[r#"
-            00 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::deallocate(9, 2),
-            &expect![[r#"
-            09 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 20 00 00 00 01 00 00 00 04 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+                read         02 9   131072  05060708 01020304 0000001f 00000000 00000000 00000000
+                durable      01 9      512  05060708 01020304 40000000 00000000 00000000 00000000
+                placed       01 9 33554432  05060708 01020304 0020ffff 43210000 00000000 00000000
+                append       7d 9     8192  05060708 01020304 40000001 00000000 00000000 00000000
+                flush        00 9        0  00000000 00000000 00000000 00000000 00000000 00000000
+                deallocate   09 9       32  00000001 00000004 00000000 00000000 00000000 00000000"#]],
         );
     }
 
     #[test]
-    #[cfg(target_endian = "little")]
-    fn golden_bytes_of_management() {
+    fn golden_management() {
         check(
-            Command::zone(9, LBA, ZoneAction::Close),
+            &[
+                ("finish", Command::zone(9, LBA, ZoneAction::Finish)),
+                ("reset", Command::zone(9, LBA, ZoneAction::Reset)),
+                ("report", Command::report_zones(9, LBA, 4096)),
+                ("handles", Command::handle_status(9, 4096)),
+                ("update", Command::handle_update(9)),
+            ],
             &expect![[r#"
-            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
-            00 00 00 00 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::zone(9, LBA, ZoneAction::Finish),
-            &expect![[r#"
-            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
-            00 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::zone(9, LBA, ZoneAction::Open),
-            &expect![[r#"
-            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
-            00 00 00 00 03 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::zone(9, LBA, ZoneAction::Reset),
-            &expect![[r#"
-            79 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01
-            00 00 00 00 04 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::report_zones(9, LBA, 4096),
-            &expect![[r#"
-            7a 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 08 07 06 05 04 03 02 01
-            ff 03 00 00 00 00 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::handle_status(9, 4096),
-            &expect![[r#"
-            12 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 01 00 00 00 ff 03 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::handle_update(9),
-            &expect![[r#"
-            1d 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 02 00 00 00 01 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+                finish       79 9        0  05060708 01020304 00000000 00000002 00000000 00000000
+                reset        79 9        0  05060708 01020304 00000000 00000004 00000000 00000000
+                report       7a 9     4096  05060708 01020304 000003ff 00010000 00000000 00000000
+                handles      12 9     4096  00000001 000003ff 00000000 00000000 00000000 00000000
+                update       1d 9        2  00000001 00000000 00000000 00000000 00000000 00000000"#]],
         );
     }
 
     #[test]
-    #[cfg(target_endian = "little")]
-    fn golden_bytes_of_admin_commands() {
+    fn golden_admin_commands() {
+        let log = |log, bytes| Command::placement_log(log, 7, bytes);
         check(
-            Command::identify(9, Identify::Namespace),
+            &[
+                ("namespace", Command::identify(9, Identify::Namespace)),
+                ("controller", Command::identify(9, Identify::Controller)),
+                ("descriptors", Command::identify(9, Identify::NamespaceDescriptors)),
+                ("zones of", Command::identify(9, Identify::ZonedNamespace)),
+                ("nvm", Command::identify(9, Identify::NvmController)),
+                ("zoned", Command::identify(9, Identify::ZonedController)),
+                ("configured", log(PlacementLog::Configurations, 1 << 20)),
+                ("usage", log(PlacementLog::HandleUsage, 64)),
+                ("statistics", log(PlacementLog::Statistics, 64)),
+                ("feature", Command::placement_feature(7)),
+            ],
             &expect![[r#"
-            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 00 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::identify(9, Identify::Controller),
-            &expect![[r#"
-            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 01 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::identify(9, Identify::NamespaceDescriptors),
-            &expect![[r#"
-            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 03 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::identify(9, Identify::ZonedNamespace),
-            &expect![[r#"
-            06 00 00 00 09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 05 00 00 00 00 00 00 02
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::identify(9, Identify::NvmController),
-            &expect![[r#"
-            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 06 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::identify(9, Identify::ZonedController),
-            &expect![[r#"
-            06 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 10 00 00 06 00 00 00 00 00 00 02
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::placement_log(PlacementLog::Configurations, 7, 1 << 20),
-            &expect![[r#"
-            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 10 00 20 00 ff ff 03 00 07 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::placement_log(PlacementLog::HandleUsage, 7, 64),
-            &expect![[r#"
-            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 21 00 0f 00 00 00 07 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::placement_log(PlacementLog::Statistics, 7, 64),
-            &expect![[r#"
-            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 22 00 0f 00 00 00 07 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
-        );
-        check(
-            Command::placement_feature(7),
-            &expect![[r#"
-            0a 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            18 17 16 15 14 13 12 11 00 00 00 00 00 00 00 00 1d 00 00 00 07 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+                namespace    06 9     4096  00000000 00000000 00000000 00000000 00000000 00000000
+                controller   06 0     4096  00000001 00000000 00000000 00000000 00000000 00000000
+                descriptors  06 9     4096  00000003 00000000 00000000 00000000 00000000 00000000
+                zones of     06 9     4096  00000005 02000000 00000000 00000000 00000000 00000000
+                nvm          06 0     4096  00000006 00000000 00000000 00000000 00000000 00000000
+                zoned        06 0     4096  00000006 02000000 00000000 00000000 00000000 00000000
+                configured   02 0  1048576  ffff0020 00070003 00000000 00000000 00000000 00000000
+                usage        02 0       64  000f0021 00070000 00000000 00000000 00000000 00000000
+                statistics   02 0       64  000f0022 00070000 00000000 00000000 00000000 00000000
+                feature      0a 0        0  0000001d 00000007 00000000 00000000 00000000 00000000"#]],
         );
     }
 

@@ -1,15 +1,17 @@
 //! Opening a namespace's character device (`/dev/ngXnY`), and every reason not to.
 //!
 //! Invariants:
-//! - The block device of the same namespace is locked for as long as its character device is in use: block writes
-//!   and passthrough appends must never meet in one zone, since the kernel's own idea of the write pointer goes stale,
-//!   and a mounted file system would be destroyed.
+//! - The block device of the same namespace is locked for as long as its character device is in use, or a command of a
+//!   ring to it is in flight: block writes and passthrough must never meet in one zone, since the kernel's own idea of
+//!   the write pointer goes stale, and a mounted file system would be destroyed. A block device that cannot be locked is
+//!   a refusal.
 //! - What cannot be written whole (blocks with metadata), or in sectors that buffers can hold, is refused.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::libc;
 
@@ -17,7 +19,7 @@ use super::command::{BLOCKS_MAX, Command, IDENTIFY_BYTES, Identify};
 use super::identify::{CommandSet, Controller, IdentifyError, Namespace};
 use super::ioctl::{self, CommandError};
 use crate::layout::{SECTOR_BYTES_MAX, SECTOR_BYTES_MIN};
-use crate::lock::{DeviceLock, LockError};
+use crate::lock::{DeviceLock, LockError, LockedFile};
 use crate::probe::Kind;
 
 /// Most bytes of one command, whatever the device takes: a buffer of as many scattered pages still fits the segments
@@ -129,6 +131,18 @@ pub enum NamespaceError {
         /// The device.
         path: PathBuf,
     },
+    /// The block device of the same namespace cannot be locked, since there is no way to it.
+    #[error(
+        "{} cannot be locked: the block device of the same namespace has to be, and {} is missing or stands for \
+         another; make the node (udev does, or mknod with the numbers in sysfs)",
+        .path.display(), .block.display()
+    )]
+    NoBlockNode {
+        /// The character device.
+        path: PathBuf,
+        /// Where its block device should be.
+        block: PathBuf,
+    },
     /// The device cannot be divided so.
     #[error("{} has {has} {what}, too few for {shards} shards", .path.display())]
     TooFew {
@@ -168,7 +182,7 @@ impl NamespaceError {
 }
 
 /// What a path that exists is, in words.
-pub(crate) fn describe(kind: &std::fs::FileType) -> &'static str {
+pub(crate) fn describe(kind: &fs::FileType) -> &'static str {
     if kind.is_file() {
         "a file"
     } else if kind.is_dir() {
@@ -186,21 +200,20 @@ pub(crate) fn describe(kind: &std::fs::FileType) -> &'static str {
 #[derive(Debug)]
 pub(crate) struct Passthrough {
     pub(crate) path: PathBuf,
-    pub(crate) device: File,
+    pub(crate) device: LockedFile,
     pub(crate) nsid: u32,
     pub(crate) namespace: Namespace,
     pub(crate) controller: Controller,
     pub(crate) command_set: CommandSet,
     /// Most logical blocks of one command.
     pub(crate) transfer_blocks_max: u32,
-    _lock: DeviceLock,
 }
 
 impl Passthrough {
     /// Opens a namespace's character device, locks it, and asks what it is. Blocks.
     pub(crate) fn open(path: &Path) -> Result<Self, NamespaceError> {
         let owned = || path.to_path_buf();
-        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+        let metadata = fs::metadata(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => NamespaceError::Missing { path: owned() },
             _ => NamespaceError::io("look at", path)(source),
         })?;
@@ -223,33 +236,25 @@ impl Passthrough {
                 }
             })?;
         let lock = lock(path, metadata.rdev())?;
+        let device = LockedFile::new(device, Arc::new(lock));
 
-        let command_set = identify(&device, path, nsid, Identify::NamespaceDescriptors)?;
+        let command_set = identify(device.file(), path, nsid, Identify::NamespaceDescriptors)?;
         let command_set = CommandSet::parse(&command_set).map_err(bad_answer(path))?;
-        let namespace = identify(&device, path, nsid, Identify::Namespace)?;
+        let namespace = identify(device.file(), path, nsid, Identify::Namespace)?;
         let namespace = Namespace::parse(&namespace).map_err(bad_answer(path))?;
-        let controller = identify(&device, path, nsid, Identify::Controller)?;
+        let controller = identify(device.file(), path, nsid, Identify::Controller)?;
         let controller = Controller::parse(&controller).map_err(bad_answer(path))?;
         if namespace.metadata_bytes != 0 {
             return Err(NamespaceError::Metadata { path: owned(), metadata_bytes: namespace.metadata_bytes });
         }
         check_sector(path, namespace.block_bytes)?;
         let transfer_blocks_max = blocks_of(controller.transfer_bytes_max, namespace.block_bytes);
-        Ok(Self {
-            path: owned(),
-            device,
-            nsid,
-            namespace,
-            controller,
-            command_set,
-            transfer_blocks_max,
-            _lock: lock,
-        })
+        Ok(Self { path: owned(), device, nsid, namespace, controller, command_set, transfer_blocks_max })
     }
 
     /// An answer to an identify command.
     pub(crate) fn identify(&self, what: Identify) -> Result<Vec<u8>, NamespaceError> {
-        identify(&self.device, &self.path, self.nsid, what)
+        identify(self.device.file(), &self.path, self.nsid, what)
     }
 
     /// An admin command. Blocks.
@@ -259,7 +264,7 @@ impl Passthrough {
         command: Command,
         buf: &mut [u8],
     ) -> Result<u32, NamespaceError> {
-        ioctl::admin(&self.device, command, buf).map_err(failed(step, &self.path))
+        ioctl::admin(self.device.file(), command, buf).map_err(failed(step, &self.path))
     }
 
     /// An I/O command. Blocks.
@@ -269,7 +274,7 @@ impl Passthrough {
         command: Command,
         buf: &mut [u8],
     ) -> Result<u32, NamespaceError> {
-        ioctl::io(&self.device, command, buf).map_err(failed(step, &self.path))
+        ioctl::io(self.device.file(), command, buf).map_err(failed(step, &self.path))
     }
 
     /// What a wrong answer of this device is reported as.
@@ -315,7 +320,9 @@ fn not_permitted(path: &Path) -> NamespaceError {
 
 /// Locks the namespace: by its block device if it has one, since that is what others would open.
 fn lock(path: &Path, device: u64) -> Result<DeviceLock, NamespaceError> {
-    let taken = match block_device_of(device) {
+    let block = block_device_of(Path::new("/sys"), Path::new("/dev"), device)
+        .map_err(|block| NamespaceError::NoBlockNode { path: path.to_path_buf(), block })?;
+    let taken = match block {
         Some(block) => DeviceLock::take(&block, Kind::BlockDevice),
         // Only the plain lock: a character device cannot be opened exclusively.
         None => DeviceLock::take(path, Kind::RegularFile),
@@ -326,13 +333,20 @@ fn lock(path: &Path, device: u64) -> Result<DeviceLock, NamespaceError> {
     })
 }
 
-/// The block device beside a namespace's character device: `ng0n1` stands in sysfs beside `nvme0n1`.
-fn block_device_of(device: u64) -> Option<PathBuf> {
-    let link = format!("/sys/dev/char/{}:{}", libc::major(device), libc::minor(device));
-    let node = std::fs::canonicalize(link).ok()?;
-    let name = format!("nvme{}", node.file_name()?.to_str()?.strip_prefix("ng")?);
-    let path = Path::new("/dev").join(&name);
-    (node.parent()?.join(&name).exists() && path.exists()).then_some(path)
+/// The block device beside a namespace's character device: `ng0n1` stands in sysfs beside `nvme0n1`. `None`: the kernel
+/// has none for it (it has no use for the command set).
+///
+/// # Errors
+/// If there is one, but no node of it where that should be: there.
+fn block_device_of(sys: &Path, dev: &Path, device: u64) -> Result<Option<PathBuf>, PathBuf> {
+    let numbers = |device: u64| format!("{}:{}", libc::major(device), libc::minor(device));
+    let Ok(char) = fs::canonicalize(sys.join("dev/char").join(numbers(device))) else { return Ok(None) };
+    let name = char.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("ng"));
+    let Some(name) = name.map(|numbers| format!("nvme{numbers}")) else { return Ok(None) };
+    let Ok(block) = fs::read_to_string(char.with_file_name(&name).join("dev")) else { return Ok(None) };
+    let node = dev.join(name);
+    let is_it = fs::metadata(&node).is_ok_and(|found| numbers(found.rdev()) == block.trim());
+    if is_it { Ok(Some(node)) } else { Err(node) }
 }
 
 #[cfg(test)]
@@ -352,6 +366,31 @@ mod tests {
             "/dev/null is a character device of another kind: the character device of an NVMe namespace \
              (/dev/ngXnY) is needed"
         );
+    }
+
+    /// Taken for a namespace that has none, its block device would be open to everybody.
+    #[test]
+    fn a_block_device_without_a_node_is_no_missing_block_device() {
+        let root = tempfile::tempdir().unwrap();
+        let (sys, dev) = (root.path().join("sys"), root.path().join("dev"));
+        let controller = sys.join("devices/nvme0");
+        for folder in [controller.join("ng0n1"), sys.join("dev/char"), dev.clone()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        std::os::unix::fs::symlink(controller.join("ng0n1"), sys.join("dev/char/240:7")).unwrap();
+        let block_device = || block_device_of(&sys, &dev, libc::makedev(240, 7));
+        assert_eq!(block_device_of(&sys, &dev, libc::makedev(1, 3)), Ok(None));
+        assert_eq!(block_device(), Ok(None), "the kernel has no block device for it");
+
+        let node = dev.join("nvme0n1");
+        fs::create_dir(controller.join("nvme0n1")).unwrap();
+        // A file has these numbers.
+        fs::write(controller.join("nvme0n1/dev"), "0:0\n").unwrap();
+        assert_eq!(block_device(), Err(node.clone()));
+        fs::write(&node, "").unwrap();
+        assert_eq!(block_device(), Ok(Some(node.clone())));
+        fs::write(controller.join("nvme0n1/dev"), "259:0\n").unwrap();
+        assert_eq!(block_device(), Err(node), "another device's");
     }
 
     #[test]

@@ -14,6 +14,12 @@
 //! The **listener** is one task. It is spawned when the first entry goes in flight and ends when the last one came
 //! back, so it lives in the runtime whose operations it serves, and none is left behind when that runtime ends idle.
 //!
+//! A runtime that ends before takes its listener along, and its read of the eventfd would still take signals away. So
+//! the next listener gets an eventfd of its own. That a listener is gone shows in its drop, or, since monoio does not
+//! drop a task that waits for I/O, in that nobody waits any more for anything in flight. (Limit: tasks of the ended
+//! runtime that wait for a transfer are not dropped either and look like any other. A ring that they share with a
+//! later runtime hears nothing before they are gone.)
+//!
 //! No wake-up is lost:
 //! - The kernel posts a completion first and signals the eventfd after. The listener takes the signals first (a read
 //!   sets the eventfd to zero) and looks at the completions after. A completion that the look missed was posted after
@@ -26,9 +32,9 @@
 //! - At most `depth` entries are in flight, and `depth` is at most the ring's size: neither queue overflows.
 //!   Transfers wait for a place in the order they came.
 //! - A buffer belongs to the ring from the first entry that names it until the last of these completed, even if
-//!   the future is dropped, the ring is dropped, or the runtime ends.
+//!   the future is dropped, the ring is dropped, or the runtime ends. As long, the device stays locked.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
@@ -46,6 +52,8 @@ use super::command::{COMMAND_BYTES, Command, URING_CMD_IO};
 use super::status::Fault;
 use crate::buffer::AlignedBuf;
 use crate::line::{Line, Turn};
+use crate::lock::LockedFile;
+use crate::ring_file::RingFile;
 
 /// Entries in flight at once, unless said otherwise: more than a drive needs to be busy, and little memory.
 pub(crate) const DEPTH: u32 = 128;
@@ -60,24 +68,60 @@ pub(crate) struct Ring {
 
 struct Inner {
     uring: RefCell<Uring>,
-    /// Signalled by the kernel with each completion.
-    event: EventFd,
-    /// The same, as the reactor reads it: opened at the first use, since there may be no runtime before.
-    event_file: OnceCell<monoio::fs::File>,
-    device: File,
+    device: LockedFile,
     depth: u32,
     state: RefCell<State>,
 }
 
-#[derive(Default)]
 struct State {
     transfers: slab::Slab<Transfer>,
     /// Entries that the kernel has. A place is taken and used without a wait in between, so places are no more.
     in_flight: u32,
+    /// Those of them whose transfer's future was dropped.
+    abandoned: u32,
     /// Transfers that wait for a place.
     line: Line,
-    /// The listener lives.
-    listening: bool,
+    listener: Listener,
+    /// What the listener reads, or the next one will.
+    signal: Rc<Signal>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    /// None is needed: nothing is in flight.
+    Idle,
+    /// It will look at the next completion, unless its runtime ended.
+    Lives,
+    /// It was dropped before its time.
+    Lost,
+}
+
+/// How the kernel tells of completions.
+struct Signal {
+    /// Signalled with each.
+    event: EventFd,
+    /// The same, as the reactor reads it.
+    file: RingFile,
+    /// Where the count of signals goes, unless the listener has it. Leaked, eight bytes for each signal: nobody waits for
+    /// the kernel's last read when a runtime ends, so no memory is safe that may be freed.
+    count: Cell<Option<&'static mut [u8; COUNT_BYTES]>>,
+}
+
+/// What an eventfd gives.
+const COUNT_BYTES: usize = size_of::<u64>();
+
+impl Signal {
+    /// From now on the ring's completions are signalled here, and nowhere else.
+    fn register(uring: &Uring) -> io::Result<Rc<Self>> {
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
+        let file = RingFile::new(File::from(event.as_fd().try_clone_to_owned()?));
+        let submitter = uring.submitter();
+        // There may be none yet.
+        let _ = submitter.unregister_eventfd();
+        submitter.register_eventfd(event.as_fd().as_raw_fd())?;
+        let count = Cell::new(Some(Box::leak(Box::new([0; COUNT_BYTES]))));
+        Ok(Rc::new(Self { event, file, count }))
+    }
 }
 
 /// One buffer, and the entries that move parts of it.
@@ -124,7 +168,7 @@ impl Ring {
     ///
     /// # Errors
     /// If the kernel has no io_uring with large entries (before Linux 5.19), forbids it, or lacks memory.
-    pub(crate) fn new(device: File, depth: u32) -> io::Result<Self> {
+    pub(crate) fn new(device: LockedFile, depth: u32) -> io::Result<Self> {
         let uring = Uring::builder()
             // Completions need not interrupt us: we enter the kernel anyway before we sleep.
             .setup_coop_taskrun()
@@ -138,16 +182,15 @@ impl Ring {
                 }
                 _ => error,
             })?;
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
-        uring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
-        let inner = Inner {
-            uring: RefCell::new(uring),
-            event,
-            event_file: OnceCell::new(),
-            device,
-            depth,
-            state: RefCell::default(),
+        let state = State {
+            transfers: slab::Slab::new(),
+            in_flight: 0,
+            abandoned: 0,
+            line: Line::default(),
+            listener: Listener::Idle,
+            signal: Signal::register(&uring)?,
         };
+        let inner = Inner { uring: RefCell::new(uring), device, depth, state: RefCell::new(state) };
         Ok(Self { inner: Rc::new(inner) })
     }
 
@@ -161,7 +204,7 @@ impl Ring {
         from: usize,
         mut command: impl FnMut(u32) -> Command,
     ) -> (Result<u64, PartFailed>, AlignedBuf) {
-        let device = Fd(self.inner.device.as_raw_fd());
+        let device = Fd(self.inner.device.file().as_raw_fd());
         let (outcome, buf) = self
             .run(parts, buf, from, |part, addr| {
                 let command = Command { addr, ..command(part) };
@@ -177,7 +220,7 @@ impl Ring {
             None => Ok(outcome.answer),
             Some((part, result)) => {
                 // A result beyond any status comes from outside: a failure like another, nothing to panic over.
-                let unknown = || Fault::Io(std::io::Error::other(format!("the kernel answered {result:#x}")));
+                let unknown = || Fault::Io(io::Error::other(format!("the kernel answered {result:#x}")));
                 let fault = Fault::of_result(result).unwrap_or_else(unknown);
                 Err(PartFailed { part, fault })
             }
@@ -205,7 +248,10 @@ impl Ring {
         let transfer = Holding { inner: &self.inner, key: Some(self.inner.hold(buf)) };
         let mut done = from;
         for part in 0..parts {
-            self.inner.place().await;
+            if let Err(error) = self.inner.place().await {
+                transfer.fail(part, &error);
+                break;
+            }
             if transfer.has_failed() {
                 self.inner.give_place_back();
                 break;
@@ -239,6 +285,12 @@ impl Holding<'_> {
         self.inner.state.borrow().transfers[self.key()].failed.is_some()
     }
 
+    /// The part, and with it the rest, is never sent. Those before may have failed as well, and count first.
+    fn fail(&self, part: u32, error: &io::Error) {
+        let result = -error.raw_os_error().unwrap_or(Errno::EIO as i32);
+        self.inner.state.borrow_mut().transfers[self.key()].failed(part, result);
+    }
+
     async fn completed(mut self) -> (Outcome, AlignedBuf) {
         let key = self.key();
         poll_fn(|context| {
@@ -260,13 +312,22 @@ impl Holding<'_> {
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            let mut state = self.inner.state.borrow_mut();
+            let state = &mut *self.inner.state.borrow_mut();
             let transfer = &mut state.transfers[key];
             transfer.abandoned = true;
             transfer.owner = None;
+            state.abandoned += transfer.parts_in_flight;
             if transfer.parts_in_flight == 0 {
                 state.transfers.remove(key);
             }
+        }
+    }
+}
+
+impl Transfer {
+    fn failed(&mut self, part: u32, result: i32) {
+        if self.failed.is_none_or(|(first, _)| part < first) {
+            self.failed = Some((part, result));
         }
     }
 }
@@ -278,8 +339,10 @@ impl Inner {
         self.state.borrow_mut().transfers.insert(transfer)
     }
 
-    /// Waits for a place in the ring, and takes it.
-    async fn place(&self) {
+    /// Waits for a place in the ring, and takes it. Whatever is put there, its completion will be seen.
+    async fn place(self: &Rc<Self>) -> io::Result<()> {
+        // All places may be taken by what a runtime left behind that ended.
+        self.see_to_a_listener()?;
         let depth = self.depth;
         Turn::new(
             &self.state,
@@ -287,6 +350,31 @@ impl Inner {
             move |state: &mut State| (state.in_flight < depth).then(|| state.in_flight += 1),
         )
         .await;
+        self.see_to_a_listener().inspect_err(|_| self.give_place_back())
+    }
+
+    /// Spawns the listener, if something is in flight and none lives.
+    fn see_to_a_listener(self: &Rc<Self>) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let deserted = state.abandoned == state.in_flight;
+        match state.listener {
+            _ if state.in_flight == 0 => return Ok(()),
+            Listener::Lives if !deserted => return Ok(()),
+            Listener::Lives | Listener::Lost => {
+                let signal = Signal::register(&self.uring.borrow())?;
+                let last = std::mem::replace(&mut state.signal, signal);
+                // If it lives after all, it sees that it was replaced. (The count is far from full: this cannot block.)
+                let _ = last.event.write(1);
+            }
+            Listener::Idle => {}
+        }
+        // In this runtime, where it cannot fail any more in the listener.
+        state.signal.file.get()?;
+        state.listener = Listener::Lives;
+        let listening = Listening { inner: self.clone(), signal: state.signal.clone() };
+        drop(state);
+        monoio::spawn(listening.listen());
+        Ok(())
     }
 
     fn give_place_back(&self) {
@@ -298,11 +386,8 @@ impl Inner {
     }
 
     /// Hands an entry, for which a place was taken, to the kernel.
-    fn submit(self: &Rc<Self>, key: usize, part: u32, entry: Entry128) {
-        let mut state = self.state.borrow_mut();
-        state.transfers[key].parts_in_flight += 1;
-        let listening = std::mem::replace(&mut state.listening, true);
-        drop(state);
+    fn submit(&self, key: usize, part: u32, entry: Entry128) {
+        self.state.borrow_mut().transfers[key].parts_in_flight += 1;
         let entry = entry.user_data(key as u64 | u64::from(part) << 32);
         let mut uring = self.uring.borrow_mut();
         // SAFETY: the descriptor stays open and the buffer that the entry names stays where it is and untouched by us until
@@ -323,10 +408,6 @@ impl Inner {
                 Err(error) => panic!("the kernel refuses to be entered: {error}"),
             }
         }
-        drop(uring);
-        if !listening {
-            monoio::spawn(listen(self.clone()));
-        }
     }
 
     /// Looks at every completion that is there.
@@ -341,14 +422,16 @@ impl Inner {
     }
 
     fn complete(&self, key: usize, part: u32, result: i32, answer: u64) {
-        let mut state = self.state.borrow_mut();
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         state.in_flight -= 1;
         let transfer = &mut state.transfers[key];
         transfer.parts_in_flight -= 1;
+        state.abandoned -= u32::from(transfer.abandoned);
         if result == 0 {
             transfer.answer = answer;
-        } else if transfer.failed.is_none_or(|(first, _)| part < first) {
-            transfer.failed = Some((part, result));
+        } else {
+            transfer.failed(part, result);
         }
         let mut owner = None;
         if transfer.parts_in_flight == 0 {
@@ -358,38 +441,56 @@ impl Inner {
             }
         }
         let next = state.line.front();
-        drop(state);
+        drop(borrowed);
         if let Some(owner) = owner {
             owner.wake();
         }
         Line::wake(next);
     }
+}
 
-    fn event_file(&self) -> io::Result<&monoio::fs::File> {
-        if self.event_file.get().is_none() {
-            let file = monoio::fs::File::from_std(File::from(self.event.as_fd().try_clone_to_owned()?))?;
-            let _ = self.event_file.set(file);
+/// The listener's claim on its ring. Dropped before its time, it says so.
+struct Listening {
+    inner: Rc<Inner>,
+    signal: Rc<Signal>,
+}
+
+impl Listening {
+    async fn listen(self) {
+        let mut count = self.signal.count.take().expect("one listener has a signal at a time");
+        loop {
+            self.inner.reap();
+            if !self.goes_on() {
+                self.signal.count.set(Some(count));
+                return;
+            }
+            let event = self.signal.file.get().expect("it was opened when the listener was spawned");
+            let result;
+            (result, count) = event.read_at(count, 0).await;
+            let read = result.expect("an eventfd of our own can be read");
+            assert_eq!(read, COUNT_BYTES, "an eventfd gives its count as a whole");
         }
-        Ok(self.event_file.get().expect("it was just set"))
+    }
+
+    /// Whether there is anything left to wait for, and no other listener to do it.
+    fn goes_on(&self) -> bool {
+        let mut state = self.inner.state.borrow_mut();
+        if !Rc::ptr_eq(&state.signal, &self.signal) {
+            return false;
+        }
+        if state.in_flight == 0 {
+            state.listener = Listener::Idle;
+        }
+        state.listener == Listener::Lives
     }
 }
 
-async fn listen(inner: Rc<Inner>) {
-    let mut count = vec![0; size_of::<u64>()];
-    loop {
-        inner.reap();
-        {
-            let mut state = inner.state.borrow_mut();
-            if state.in_flight == 0 {
-                state.listening = false;
-                return;
-            }
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.borrow_mut();
+        if Rc::ptr_eq(&state.signal, &self.signal) && state.listener == Listener::Lives {
+            state.listener = Listener::Lost;
         }
-        let event = inner.event_file().expect("a descriptor for the eventfd");
-        let result;
-        (result, count) = event.read_at(count, 0).await;
-        let read = result.expect("an eventfd of our own can be read");
-        assert_eq!(read, size_of::<u64>(), "an eventfd gives its count as a whole");
     }
 }
 
@@ -412,10 +513,14 @@ impl Drop for Inner {
 mod tests {
     use std::future::Future;
     use std::io::{PipeReader, PipeWriter, Write, pipe};
+    use std::path::Path;
     use std::pin::pin;
+    use std::sync::Arc;
     use std::task::Context;
 
     use super::*;
+    use crate::lock::{DeviceLock, LockError};
+    use crate::probe::Kind;
 
     /// In a runtime as the server's: its ring runs deferred work only when it parks.
     fn run<T>(future: impl Future<Output = T>) -> T {
@@ -430,7 +535,20 @@ mod tests {
     }
 
     fn ring(depth: u32) -> Rc<Ring> {
-        Rc::new(Ring::new(tempfile::tempfile().unwrap(), depth).unwrap())
+        let file = tempfile::NamedTempFile::new().unwrap();
+        ring_to(file.path(), depth)
+    }
+
+    /// A ring that alone holds the lock of its device.
+    fn ring_to(path: &Path, depth: u32) -> Rc<Ring> {
+        let lock = DeviceLock::take(path, Kind::RegularFile).unwrap();
+        let device = LockedFile::new(File::open(path).unwrap(), Arc::new(lock));
+        Rc::new(Ring::new(device, depth).unwrap())
+    }
+
+    /// Submits, and drops the future in flight.
+    fn begin_and_drop<T>(operation: impl Future<Output = T>) {
+        assert!(pin!(operation).poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
     /// Operations that stay in flight until the test says otherwise: each part of a transfer reads eight bytes from a pipe of
@@ -583,10 +701,7 @@ mod tests {
         let ring = ring(4);
         let mut pipes = Pipes::new(2);
         run(async {
-            {
-                let mut dropped = pin!(pipes.read(&ring, 0, 1));
-                assert!(dropped.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-            }
+            begin_and_drop(pipes.read(&ring, 0, 1));
             assert_eq!(ring.held(), 1, "the kernel would write into freed memory");
             pipes.let_go(0, 7);
             pipes.let_go(1, 8);
@@ -601,10 +716,7 @@ mod tests {
         let (ring, again) = (ring(4), ring(4));
         let mut pipes = Pipes::new(1);
         run(async {
-            {
-                let mut dropped = pin!(pipes.read(&ring, 0, 1));
-                assert!(dropped.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-            }
+            begin_and_drop(pipes.read(&ring, 0, 1));
             let inner = Rc::downgrade(&ring.inner);
             drop(ring);
             monoio::spawn(async {}).await;
@@ -616,6 +728,81 @@ mod tests {
                 // Something to wait for, so that the reactor looks at what completed.
                 other.read(&again, 0, 1).await;
             }
+        });
+    }
+
+    /// Whoever opened the device next would not expect what is still to come.
+    #[test]
+    fn the_device_stays_locked_until_what_was_dropped_is_back() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (ring, again) = (ring_to(file.path(), 4), ring(4));
+        let mut pipes = Pipes::new(1);
+        run(async {
+            begin_and_drop(pipes.read(&ring, 0, 1));
+            drop(ring);
+            monoio::spawn(async {}).await;
+            let take = || DeviceLock::take(file.path(), Kind::RegularFile);
+            assert!(matches!(take(), Err(LockError::Held)));
+            pipes.let_go(0, 7);
+            while take().is_err() {
+                let mut other = Pipes::new(1);
+                other.let_go(0, 1);
+                // Something to wait for, so that the reactor looks at what completed.
+                other.read(&again, 0, 1).await;
+            }
+        });
+    }
+
+    /// The listener of the first runtime never ran, or waits in it for ever.
+    #[test]
+    fn a_ring_serves_the_runtime_after_one_that_ended_in_the_midst() {
+        for listener_ran in [false, true] {
+            let ring = ring(2);
+            let mut pipes = Pipes::new(5);
+            run(async {
+                begin_and_drop(pipes.read(&ring, 0, 1));
+                begin_and_drop(pipes.read(&ring, 1, 1));
+                if listener_ran {
+                    monoio::spawn(async {}).await;
+                }
+            });
+            let listener = ring.inner.state.borrow().listener;
+            assert_eq!(listener, if listener_ran { Listener::Lives } else { Listener::Lost });
+            run(async {
+                let mut waits = pin!(pipes.read(&ring, 2, 1));
+                let first = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(first.is_pending(), "there is no place yet");
+                pipes.let_go(0, 1);
+                pipes.let_go(2, 2);
+                assert_eq!(waits.await.1[..], [2; BYTES]);
+                // And so it goes on, though one is still in flight.
+                pipes.let_go(3, 3);
+                assert_eq!(pipes.read(&ring, 3, 1).await.1[..], [3; BYTES]);
+                pipes.let_go(1, 1);
+                pipes.let_go(4, 4);
+                assert_eq!(pipes.read(&ring, 4, 1).await.1[..], [4; BYTES]);
+            });
+            assert_eq!(ring.held(), 0);
+        }
+    }
+
+    /// A listener that is replaced although its runtime lives ends: none is left behind.
+    #[test]
+    fn a_replaced_listener_ends() {
+        let ring = ring(4);
+        let mut pipes = Pipes::new(2);
+        run(async {
+            begin_and_drop(pipes.read(&ring, 0, 1));
+            monoio::spawn(async {}).await;
+            let first = Rc::downgrade(&ring.inner.state.borrow().signal);
+            pipes.let_go(1, 1);
+            pipes.read(&ring, 1, 1).await;
+            while first.upgrade().is_some() {
+                let mut other = Pipes::new(1);
+                other.let_go(0, 1);
+                other.read(&ring, 0, 1).await;
+            }
+            pipes.let_go(0, 1);
         });
     }
 

@@ -13,9 +13,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use monoio::buf::{IoBuf, IoBufMut};
-
 use super::transport::Stopped;
+use super::zones::ZonedShape;
 use crate::buffer::AlignedBuf;
 use crate::media::Durability;
 use crate::nvme::identify::{Zone, ZoneCondition};
@@ -48,8 +47,8 @@ nix::ioctl_read!(blk_get_zone_size, 0x12, 132, u32);
 nix::ioctl_read!(blk_get_zone_count, 0x12, 133, u32);
 nix::ioctl_write_ptr!(blk_finish_zone, 0x12, 136, ZoneRange);
 
-/// Sectors of a zone, in sectors of `sector_bytes`; `None`: the device has no zones.
-pub(crate) fn zone_sectors(device: &File, sector_bytes: u32) -> io::Result<Option<u64>> {
+/// Bytes from the start of one zone to the start of the next; `None`: the device has no zones.
+pub(crate) fn zone_bytes(device: &File) -> io::Result<Option<u64>> {
     let (mut kernel_sectors, mut zones) = (0, 0);
     // SAFETY: the descriptor is open, and each call gets a place for one `u32`.
     let asked = unsafe {
@@ -58,7 +57,7 @@ pub(crate) fn zone_sectors(device: &File, sector_bytes: u32) -> io::Result<Optio
     };
     match asked {
         Ok(_) if zones == 0 => Ok(None),
-        Ok(_) => Ok(Some(u64::from(kernel_sectors) * KERNEL_SECTOR_BYTES / u64::from(sector_bytes))),
+        Ok(_) => Ok(Some(u64::from(kernel_sectors) * KERNEL_SECTOR_BYTES)),
         Err(nix::errno::Errno::ENOTTY) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
@@ -129,14 +128,21 @@ pub(crate) struct BlockZones {
     durable: RingFile,
     sector_bytes: u32,
     zone_sectors: u64,
+    flushes_behind_durable_writes: bool,
 }
 
 impl BlockZones {
     /// Of descriptors opened with O_DIRECT, the durable one with O_DSYNC as well.
-    pub(crate) fn new(plain: File, durable: File, sector_bytes: u32, zone_sectors: u64) -> io::Result<Self> {
+    pub(crate) fn new(
+        plain: File,
+        durable: File,
+        shape: &ZonedShape,
+        flushes_behind_durable_writes: bool,
+    ) -> io::Result<Self> {
         let control = plain.try_clone()?;
         let (plain, durable) = (RingFile::new(plain), RingFile::new(durable));
-        Ok(Self { control, plain, durable, sector_bytes, zone_sectors })
+        let ZonedShape { sector_bytes, zone_sectors, .. } = *shape;
+        Ok(Self { control, plain, durable, sector_bytes, zone_sectors, flushes_behind_durable_writes })
     }
 
     fn range(&self, zone_start: u64) -> ZoneRange {
@@ -144,72 +150,32 @@ impl BlockZones {
         ZoneRange { sector: zone_start * kernel_sectors, sectors: self.zone_sectors * kernel_sectors }
     }
 
-    /// Writes at the write pointer of a zone.
+    /// The kernel makes a durable write durable by a flush of the whole cache.
+    pub(crate) fn flushes_behind_durable_writes(&self) -> bool {
+        self.flushes_behind_durable_writes
+    }
+
+    /// Writes at the write pointer of a zone. How far a write came that stopped is not known here.
     pub(crate) async fn write(
         &self,
         sector: u64,
-        mut buf: AlignedBuf,
+        buf: AlignedBuf,
         durability: Durability,
     ) -> (Result<(), Stopped>, AlignedBuf) {
         let file = match durability {
-            Durability::Volatile => self.plain.get(),
-            Durability::Durable => self.durable.get(),
+            Durability::Volatile => &self.plain,
+            Durability::Durable => &self.durable,
         };
-        let file = match file {
-            Ok(file) => file,
-            Err(error) => return (Err(self.stopped(0, error, true)), buf),
-        };
-        let mut done = 0;
-        while done < buf.len() {
-            let at = sector * u64::from(self.sector_bytes) + done as u64;
-            let (result, slice) = file.write_at(buf.slice(done..), at).await;
-            buf = slice.into_inner();
-            match self.step(result, done, buf.len()) {
-                Ok(now) => done = now,
-                Err(error) => return (Err(self.stopped(done, error, true)), buf),
-            }
-        }
-        (Ok(()), buf)
+        let (part, at) = (0..buf.len(), sector * u64::from(self.sector_bytes));
+        let (result, buf) = file.write_whole(buf, part, at, self.sector_bytes).await;
+        (result.map_err(|error| stopped(error, true)), buf)
     }
 
     /// Reads below the write pointer of a zone.
-    pub(crate) async fn read(&self, sector: u64, mut buf: AlignedBuf) -> (Result<(), Stopped>, AlignedBuf) {
-        let file = match self.plain.get() {
-            Ok(file) => file,
-            Err(error) => return (Err(self.stopped(0, error, false)), buf),
-        };
-        let mut done = 0;
-        while done < buf.len() {
-            let at = sector * u64::from(self.sector_bytes) + done as u64;
-            let (result, slice) = file.read_at(buf.slice_mut(done..), at).await;
-            buf = slice.into_inner();
-            match self.step(result, done, buf.len()) {
-                Ok(now) => done = now,
-                Err(error) => return (Err(self.stopped(done, error, false)), buf),
-            }
-        }
-        (Ok(()), buf)
-    }
-
-    /// How far a transfer is after one more step: a short one goes on where it stopped, if a sector begins there.
-    fn step(&self, result: io::Result<usize>, done: usize, whole: usize) -> io::Result<usize> {
-        match result {
-            Ok(moved) => {
-                let now = done + moved;
-                if moved == 0 || now > whole || !now.is_multiple_of(self.sector_bytes as usize) {
-                    let text = format!("the transfer stopped after {now} of {whole} bytes");
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-                }
-                Ok(now)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(done),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn stopped(&self, done_bytes: usize, error: io::Error, writes: bool) -> Stopped {
-        let sectors = (done_bytes / self.sector_bytes as usize) as u32;
-        Stopped { sectors, fault: Fault::of_block_error(error, writes) }
+    pub(crate) async fn read(&self, sector: u64, buf: AlignedBuf) -> (Result<(), Stopped>, AlignedBuf) {
+        let (part, at) = (0..buf.len(), sector * u64::from(self.sector_bytes));
+        let (result, buf) = self.plain.read_whole(buf, part, at, self.sector_bytes).await;
+        (result.map_err(|error| stopped(error, false)), buf)
     }
 
     /// Empties a zone. Blocks.
@@ -236,6 +202,10 @@ impl BlockZones {
     pub(crate) async fn flush(&self) -> io::Result<()> {
         self.plain.get()?.sync_data().await
     }
+}
+
+fn stopped(error: io::Error, writes: bool) -> Stopped {
+    Stopped { sectors: 0, fault: Fault::of_block_error(error, writes) }
 }
 
 #[cfg(test)]
@@ -286,7 +256,7 @@ mod tests {
     #[test]
     fn what_is_no_zoned_device_has_no_zones() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(zone_sectors(&file, 512).unwrap(), None);
+        assert_eq!(zone_bytes(&file).unwrap(), None);
         assert!(report(&file, 512, 0, 1).is_err());
     }
 

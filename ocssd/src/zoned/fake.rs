@@ -27,7 +27,8 @@ pub(crate) enum Trouble {
     Condition(ZoneCondition),
     /// The device says that it appended elsewhere.
     Lie(u64),
-    /// The write pointer moves, and an error without a cause comes back.
+    /// The write pointer moves, and an error without a cause comes back: the device wrote wrongly, or what was done
+    /// behind the write failed.
     Lost,
 }
 
@@ -47,6 +48,10 @@ pub(crate) struct FakeZones {
     yields_max: u32,
     /// In order of the writes' arrival.
     troubles: RefCell<VecDeque<Trouble>>,
+    /// The device has a cache and no FUA.
+    pub(crate) flushes_behind_durable_writes: Cell<bool>,
+    /// It does not say how its zones are.
+    pub(crate) is_silent: Cell<bool>,
     /// The most appends that were on their way at once.
     pub(crate) appends_at_once: Cell<u32>,
     appending: Cell<u32>,
@@ -69,6 +74,8 @@ impl FakeZones {
             rng: RefCell::new(Pcg64Mcg::seed_from_u64(seed)),
             yields_max,
             troubles: RefCell::default(),
+            flushes_behind_durable_writes: Cell::default(),
+            is_silent: Cell::default(),
             appends_at_once: Cell::default(),
             appending: Cell::default(),
             append_sectors_max: 4,
@@ -210,6 +217,9 @@ impl FakeZones {
 
     pub(crate) async fn look(&self, zone_start: u64) -> Result<Zone, Fault> {
         self.travel().await;
+        if self.is_silent.get() {
+            return Err(Fault::Io(io::ErrorKind::Other.into()));
+        }
         Ok(self.zones.borrow()[self.index(zone_start)].zone)
     }
 

@@ -7,7 +7,10 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::*;
+use crate::claims::Claims;
+use crate::lock::LockError;
 use crate::nvme::status::Status;
+use crate::probe::Kind;
 use crate::zoned::fake::{FakeZones, SECTOR_BYTES, Trouble};
 
 const ZONES: u32 = 4;
@@ -26,9 +29,13 @@ fn shape() -> ZonedShape {
 }
 
 fn over(fake: FakeZones) -> ZonedMedia {
+    slice_of(fake, Arc::default(), None)
+}
+
+fn slice_of(fake: FakeZones, barrier: Arc<Barrier>, owned: Option<Owned>) -> ZonedMedia {
     let zones = fake.report();
     let slice = ZonedSlice { first_zone: 0, zones: ZONES, max_open: 0 };
-    ZonedMedia::new(Transport::Fake(fake), &shape(), slice, &zones, Arc::default(), None).unwrap()
+    ZonedMedia::new(Transport::Fake(fake), &shape(), slice, &zones, barrier, owned).unwrap()
 }
 
 fn fake(media: &ZonedMedia) -> &FakeZones {
@@ -44,6 +51,11 @@ fn run<T>(future: impl Future<Output = T>) -> T {
             return value;
         }
     }
+}
+
+/// Submits an operation, and drops its future before it ends.
+fn begin_and_drop<T>(operation: impl Future<Output = T>) {
+    assert!(pin!(operation).poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
 
 fn filled(byte: u8, sectors: u32) -> AlignedBuf {
@@ -316,5 +328,118 @@ fn a_dropped_write_leaves_the_chunk_alone() {
         assert!(matches!(write(&media, 0, next, 3, 1).await, Err(MediaError::Rule { .. })));
         assert!(matches!(media.reset(ChunkId(0)).await, Err(MediaError::Rule { .. })));
         assert_eq!(byte_at(&media, 0, 0).await.unwrap(), 1);
+    });
+}
+
+/// A zone whose write failed would keep its open resource, of which the host knows nothing any more.
+#[test]
+fn a_zone_that_cannot_be_looked_at_gives_its_resource_back() {
+    let media = over(FakeZones::new(ZONES, ZONE_SECTORS, 9, 3));
+    run(async {
+        write(&media, 0, 0, 1, 5).await.unwrap();
+        fake(&media).trouble([Trouble::Lost]);
+        fake(&media).is_silent.set(true);
+        assert!(write(&media, 0, 5, 2, 1).await.is_err());
+        assert_eq!(state(&media, 0).await, (ChunkState::Closed, 5));
+        assert_eq!(fake(&media).report()[0].condition, ZoneCondition::Full);
+        assert_eq!(byte_at(&media, 0, 4).await.unwrap(), 1);
+    });
+}
+
+/// The kernel says once that the flush behind a write failed. Forgotten, a later flush says that all is well.
+#[test]
+fn a_durable_write_whose_flush_may_have_failed_fails_the_later_flushes_of_every_slice() {
+    // No FUA; what becomes of the write; whether the device says how the zone is then; whether flushes fail.
+    let table = [
+        (true, Trouble::None, true, false),
+        (true, Trouble::Lost, true, true),
+        (true, Trouble::Lost, false, true),
+        (true, Trouble::Condition(ZoneCondition::Full), true, true),
+        (true, Trouble::Condition(ZoneCondition::ReadOnly), true, true),
+        (true, Trouble::Condition(ZoneCondition::Offline), true, true),
+        // The write pointer stands where it stood: there was nothing to be flushed yet.
+        (true, Trouble::Status(Status::WRITE_FAULT), true, false),
+        (true, Trouble::Status(Status::WRITE_FAULT), false, true),
+        // Alone with its failure.
+        (false, Trouble::Lost, true, false),
+    ];
+    for (case, (no_fua, trouble, says, fails)) in table.into_iter().enumerate() {
+        for (durability, fails) in [(Durability::Durable, fails), (Durability::Volatile, false)] {
+            let barrier = Arc::<Barrier>::default();
+            let slice = || slice_of(FakeZones::new(ZONES, ZONE_SECTORS, 10, 3), barrier.clone(), None);
+            let (media, other) = (slice(), slice());
+            run(async {
+                write(&media, 0, 0, 1, 5).await.unwrap();
+                fake(&media).flushes_behind_durable_writes.set(no_fua);
+                fake(&media).trouble([trouble]);
+                fake(&media).is_silent.set(!says);
+                let (written, _) = media.write(ChunkId(0), 5, filled(2, 1), durability).await;
+                assert_eq!(written.is_err(), trouble != Trouble::None, "{case}");
+                for media in [&media, &other] {
+                    assert_eq!(media.flush().await.is_err(), fails, "{case}: {durability:?}");
+                }
+            });
+        }
+    }
+}
+
+/// Nobody would ever hear that it failed.
+#[test]
+fn a_dropped_flush_or_durable_write_fails_the_later_flushes_of_every_slice() {
+    type Drops = fn(&ZonedMedia);
+    let flush: Drops = |media| begin_and_drop(media.flush());
+    let durable: Drops =
+        |media| begin_and_drop(media.write(ChunkId(0), 0, filled(1, 1), Durability::Durable));
+    let volatile: Drops = |media| begin_and_drop(write(media, 0, 0, 1, 1));
+    for (case, (drops, no_fua, fails)) in
+        [(flush, false, true), (durable, true, true), (durable, false, false), (volatile, true, false)]
+            .into_iter()
+            .enumerate()
+    {
+        let barrier = Arc::<Barrier>::default();
+        let slice = || slice_of(FakeZones::new(ZONES, ZONE_SECTORS, 11, 99), barrier.clone(), None);
+        let (media, other) = (slice(), slice());
+        fake(&media).flushes_behind_durable_writes.set(no_fua);
+        drops(&media);
+        assert_eq!(run(other.flush()).is_err(), fails, "{case}");
+    }
+}
+
+/// The next owner would meet it: a reset empties the zone that he writes to.
+#[test]
+fn a_slice_is_kept_if_something_was_dropped_in_flight() {
+    type Drops = fn(&ZonedMedia);
+    let nothing: Drops = |_| {};
+    let read: Drops = |media| begin_and_drop(byte_at(media, 1, 0));
+    let append: Drops = |media| begin_and_drop(append(media, 1, 1, 1));
+    let reset: Drops = |media| begin_and_drop(media.reset(ChunkId(1)));
+    let finish: Drops = |media| begin_and_drop(media.finish(ChunkId(1)));
+    for (drops, kept) in [(nothing, false), (read, false), (append, true), (reset, true), (finish, true)] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = || DeviceLock::take(file.path(), Kind::RegularFile);
+        let claims = Arc::<Claims>::default();
+        let claim = claims.take(0..ZONES, ZONES, 0, 0).unwrap();
+        let owned = Owned { claim, lock: Arc::new(lock().unwrap()) };
+        let media = slice_of(FakeZones::new(ZONES, ZONE_SECTORS, 12, 99), Arc::default(), Some(owned));
+        run(write(&media, 1, 0, 1, 1)).unwrap();
+        drops(&media);
+        drop(media);
+        assert_eq!(claims.take(0..1, ZONES, 0, 0).is_err(), kept);
+        assert_eq!(matches!(lock(), Err(LockError::Held)), kept);
+    }
+}
+
+/// It would fill the zone in its next life.
+#[test]
+fn a_chunk_is_not_reset_if_its_finish_was_dropped_in_flight() {
+    let media = over(FakeZones::new(ZONES, ZONE_SECTORS, 13, 99));
+    run(async {
+        write(&media, 0, 0, 1, 3).await.unwrap();
+        begin_and_drop(media.finish(ChunkId(0)));
+        assert!(matches!(media.reset(ChunkId(0)).await, Err(MediaError::Rule { operation: "reset", .. })));
+        assert_eq!(byte_at(&media, 0, 2).await.unwrap(), 1);
+        // Its neighbours go on.
+        media.reset(ChunkId(1)).await.unwrap();
+        write(&media, 1, 0, 1, 3).await.unwrap();
     });
 }

@@ -8,8 +8,11 @@
 //!
 //! Two transports, chosen by the path: the kernel's zoned block device (`block.rs`), and NVMe passthrough
 //! (`passthrough.rs`) with zone append, several in flight in one zone. Never both: opening either locks the namespace.
+//! (The engine and the volume write at the pointer; append is an operation of the seam, tested, that nothing calls on
+//! zones.)
 //!
-//! Durability: a durable write carries FUA (passthrough) or O_DSYNC (block device); a flush is the device's own.
+//! Durability: a durable write carries FUA (passthrough) or O_DSYNC (block device, where the kernel turns it into FUA or,
+//! without that, a flush behind the write); a flush is the device's own.
 //! A zoned device never moves data by itself between the host's writes and resets, so its write amplification is one.
 //!
 //! Invariants:
@@ -30,7 +33,6 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use nix::libc;
 
@@ -42,6 +44,7 @@ use self::media::Owned;
 use self::passthrough::{Commands, RingZones};
 use self::transport::Transport;
 use self::zones::Said;
+use crate::barrier::Barrier;
 use crate::claims::Claims;
 use crate::lock::{DeviceLock, LockError};
 use crate::nvme::command::{Command, Identify};
@@ -75,14 +78,13 @@ struct Shared {
     shape: ZonedShape,
     way: Way,
     claims: Arc<Claims>,
-    /// A flush failed: what the device's cache held may be lost, whichever slice it was of.
-    flush_failed: Arc<AtomicBool>,
+    barrier: Arc<Barrier>,
 }
 
 /// How the device is reached.
 #[derive(Debug)]
 enum Way {
-    Block { plain: File, durable: File, _lock: DeviceLock },
+    Block { plain: File, durable: File, flushes_behind_durable_writes: bool, lock: Arc<DeviceLock> },
     Passthrough { namespace: Box<Passthrough>, commands: Commands },
 }
 
@@ -110,8 +112,8 @@ impl ZonedDevice {
                 wanted: "a zoned block device, or the character device of a zoned NVMe namespace (/dev/ngXnY),",
             });
         };
-        let (claims, flush_failed) = (Arc::default(), Arc::default());
-        let shared = Shared { path: path.to_path_buf(), shape, way, claims, flush_failed };
+        let (claims, barrier) = (Arc::default(), Arc::default());
+        let shared = Shared { path: path.to_path_buf(), shape, way, claims, barrier };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -148,38 +150,37 @@ impl ZonedDevice {
 
     /// Hands out a slice, with the states and write pointers that the device reports now. Call it on the owner's
     /// thread; operations run on that thread's monoio runtime. The slice is given back when the value is dropped, unless
-    /// a write was dropped in flight. Blocks.
+    /// a write, reset or finish was dropped in flight. Blocks.
     ///
     /// # Errors
     /// If it is not all there, in part another's, or promises more open zones than the device has.
     pub fn slice(&self, slice: ZonedSlice) -> Result<ZonedMedia, NamespaceError> {
-        let Shared { path, shape, way, claims, flush_failed } = &*self.shared;
+        let Shared { path, shape, way, claims, barrier } = &*self.shared;
         let end = slice.first_zone.checked_add(slice.zones).ok_or("it reaches beyond the device's end");
         let claim = end
             .and_then(|end| claims.take(slice.first_zone..end, shape.zones, slice.max_open, shape.open_max))
             .map_err(|reason| self.no_slice(reason))?;
-        let duplicate =
-            |file: &File| file.try_clone().map_err(NamespaceError::io("duplicate the descriptor of", path));
+        let duplicated = || NamespaceError::io("duplicate the descriptor of", path);
         let at = u64::from(slice.first_zone) * shape.zone_sectors;
-        let (transport, zones) = match way {
-            Way::Block { plain, durable, .. } => {
+        let (transport, zones, lock) = match way {
+            Way::Block { plain, durable, flushes_behind_durable_writes, lock } => {
                 let zones = block::report(plain, shape.sector_bytes, at, slice.zones)
                     .map_err(NamespaceError::io("report the zones of", path))?;
-                let (plain, durable) = (duplicate(plain)?, duplicate(durable)?);
-                let block = BlockZones::new(plain, durable, shape.sector_bytes, shape.zone_sectors);
-                (
-                    Transport::Block(block.map_err(NamespaceError::io("duplicate the descriptor of", path))?),
-                    zones,
-                )
+                let plain = plain.try_clone().map_err(duplicated())?;
+                let durable = durable.try_clone().map_err(duplicated())?;
+                let block = BlockZones::new(plain, durable, shape, *flushes_behind_durable_writes);
+                (Transport::Block(block.map_err(duplicated())?), zones, lock)
             }
             Way::Passthrough { namespace, commands } => {
                 let zones = report(namespace, at, slice.zones, shape.zone_sectors)?;
-                let ring = RingZones::new(duplicate(&namespace.device)?, *commands);
-                (Transport::Ring(ring.map_err(NamespaceError::io("set up a ring for", path))?), zones)
+                let device = namespace.device.try_clone().map_err(duplicated())?;
+                let ring = RingZones::new(device, *commands);
+                let ring = ring.map_err(NamespaceError::io("set up a ring for", path))?;
+                (Transport::Ring(ring), zones, namespace.device.lock())
             }
         };
-        let owned = Owned { claim, _device: self.clone() };
-        ZonedMedia::new(transport, shape, slice, &zones, flush_failed.clone(), Some(owned))
+        let owned = Owned { claim, lock: lock.clone() };
+        ZonedMedia::new(transport, shape, slice, &zones, barrier.clone(), Some(owned))
             .map_err(|reason| NamespaceError::Zones { path: path.clone(), reason })
     }
 
@@ -198,23 +199,28 @@ fn open_block(path: &Path, device: u64) -> Result<(ZonedShape, Way), NamespaceEr
         }
         LockError::Io(source) => NamespaceError::io("open", path)(source),
     })?;
-    let looked = NamespaceError::io("look at", path);
-    let sector_bytes = probe::alignment(lock.file()).map_err(looked)?.map_or(0, |alignment| alignment.offset);
-    let sector_bytes = sector_bytes.max(queue.number("zone_write_granularity"));
-    check_sector(path, sector_bytes)?;
-    let zone_sectors = block::zone_sectors(lock.file(), sector_bytes)
+    let zone_bytes = block::zone_bytes(lock.file())
         .map_err(NamespaceError::io("ask for the zones of", path))?
         .ok_or_else(|| NamespaceError::NotZoned { path: owned() })?;
+    let looked = NamespaceError::io("look at", path);
+    let sector_bytes = probe::alignment(lock.file()).map_err(looked)?.map_or(0, |alignment| alignment.offset);
+    let granularity = queue.number("zone_write_granularity");
+    let granularity =
+        granularity.map_err(NamespaceError::io("read queue/zone_write_granularity of", path))?;
+    let sector_bytes = sector_bytes.max(granularity);
+    check_sector(path, sector_bytes)?;
     let size_bytes = probe::size_bytes(lock.file()).map_err(NamespaceError::io("measure", path))?;
     let zones = block::report(lock.file(), sector_bytes, 0, u32::MAX)
         .map_err(NamespaceError::io("report the zones of", path))?;
+    let (open_max, active_max) = (queue.number("max_open_zones"), queue.number("max_active_zones"));
     let said = Said {
         sectors: size_bytes / u64::from(sector_bytes),
-        zone_sectors,
+        zone_sectors: zone_bytes / u64::from(sector_bytes),
         sector_bytes,
-        best_write_sectors: queue.number("optimal_io_size") / sector_bytes,
-        open_max: queue.number("max_open_zones"),
-        active_max: queue.number("max_active_zones"),
+        // Advice: what does not give it is used without.
+        best_write_sectors: queue.number("optimal_io_size").unwrap_or(0) / sector_bytes,
+        open_max: open_max.map_err(NamespaceError::io("read queue/max_open_zones of", path))?,
+        active_max: active_max.map_err(NamespaceError::io("read queue/max_active_zones of", path))?,
     };
     let shape =
         ZonedShape::of(&said, &zones).map_err(|reason| NamespaceError::Zones { path: owned(), reason })?;
@@ -223,10 +229,11 @@ fn open_block(path: &Path, device: u64) -> Result<(ZonedShape, Way), NamespaceEr
         file.map_err(NamespaceError::io("open", path))
     };
     let (plain, durable) = (descriptor(libc::O_DIRECT)?, descriptor(libc::O_DIRECT | libc::O_DSYNC)?);
-    Ok((shape, Way::Block { plain, durable, _lock: lock }))
+    let flushes_behind_durable_writes = queue.flushes_behind_durable_writes();
+    Ok((shape, Way::Block { plain, durable, flushes_behind_durable_writes, lock: Arc::new(lock) }))
 }
 
-/// What sysfs says of a block device's queue.
+/// What sysfs says of a block device's queue. A kernel of Linux 5.12 or newer says all that is asked here of a zoned one.
 struct Queue(PathBuf);
 
 impl Queue {
@@ -242,10 +249,21 @@ impl Queue {
         Ok(Self(Path::new(&sysfs).join("queue")))
     }
 
-    /// 0 if it does not say.
-    fn number(&self, name: &str) -> u32 {
-        let text = std::fs::read_to_string(self.0.join(name));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    fn said(&self, name: &str) -> io::Result<String> {
+        Ok(std::fs::read_to_string(self.0.join(name))?.trim().to_owned())
+    }
+
+    /// A number that it must say: a limit that is not known would be taken for none, and zones fail that break it.
+    fn number(&self, name: &str) -> io::Result<u32> {
+        let said = self.said(name)?;
+        said.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{said:?} is no number")))
+    }
+
+    /// Whether the kernel makes a durable write durable by a flush behind it: the device has a cache, and no FUA. Yes if it
+    /// does not say.
+    fn flushes_behind_durable_writes(&self) -> bool {
+        let is = |name, value| self.said(name).is_ok_and(|said| said == value);
+        !is("write_cache", "write through") && !is("fua", "1")
     }
 }
 
@@ -303,6 +321,35 @@ fn report(device: &Passthrough, at: u64, count: u32, zone_sectors: u64) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Taken for "no limit", a missing one lets the host open more zones than the device has room for.
+    #[test]
+    fn a_limit_that_is_missing_is_not_no_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue(folder.path().to_path_buf());
+        assert_eq!(queue.number("max_open_zones").unwrap_err().kind(), io::ErrorKind::NotFound);
+        for (said, number) in [("0\n", Some(0)), ("14\n", Some(14)), ("\n", None), ("many\n", None)] {
+            std::fs::write(folder.path().join("max_open_zones"), said).unwrap();
+            assert_eq!(queue.number("max_open_zones").ok(), number, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_durable_write_needs_a_flush_where_a_cache_has_no_fua() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue(folder.path().to_path_buf());
+        assert!(queue.flushes_behind_durable_writes(), "it does not say");
+        for (cache, fua, flushes) in [
+            ("write back", "0", true),
+            ("write back", "1", false),
+            ("write through", "0", false),
+            ("write through", "1", false),
+        ] {
+            std::fs::write(folder.path().join("write_cache"), format!("{cache}\n")).unwrap();
+            std::fs::write(folder.path().join("fua"), format!("{fua}\n")).unwrap();
+            assert_eq!(queue.flushes_behind_durable_writes(), flushes, "{cache}, {fua}");
+        }
+    }
 
     #[test]
     fn what_has_no_zones_is_refused_with_the_reason() {

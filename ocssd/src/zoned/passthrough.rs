@@ -4,11 +4,11 @@
 //! zone. A write at the pointer goes alone ([`ChunkOrder`](crate::chunk_order)), and what is larger than one command
 //! goes part after part.
 
-use std::fs::File;
 use std::io;
 
 use super::transport::Stopped;
 use crate::buffer::AlignedBuf;
+use crate::lock::LockedFile;
 use crate::media::Durability;
 use crate::nvme::command::{Command, ZoneAction};
 use crate::nvme::identify::{ZONE_BYTES, Zone, parse_zones};
@@ -35,7 +35,7 @@ pub(crate) struct RingZones {
 
 impl RingZones {
     /// Over a descriptor of the namespace's character device.
-    pub(crate) fn new(device: File, commands: Commands) -> io::Result<Self> {
+    pub(crate) fn new(device: LockedFile, commands: Commands) -> io::Result<Self> {
         Ok(Self { ring: Ring::new(device, DEPTH)?, commands })
     }
 

@@ -18,7 +18,7 @@ use crate::nvme::status::Fault;
 /// A transfer that ended before its end.
 #[derive(Debug)]
 pub(crate) struct Stopped {
-    /// Sectors from its start that were moved.
+    /// Sectors from its start that are known to have been moved.
     pub(crate) sectors: u32,
     /// Why it went no further.
     pub(crate) fault: Fault,
@@ -47,10 +47,21 @@ impl Transport {
         }
     }
 
-    /// Whether a durable write that failed may be the only word of a cache that lost more than it: the kernel flushes the
-    /// whole cache for it, reports that once, and forgets it.
+    /// Whether a durable write is one because the whole cache is flushed behind it. One that failed may then be the only
+    /// word of a flush that failed: the kernel reports that once, and forgets it.
     pub(crate) fn flushes_behind_durable_writes(&self) -> bool {
-        matches!(self, Self::Block(_))
+        match self {
+            Self::Block(zones) => zones.flushes_behind_durable_writes(),
+            // Each carries FUA, which every NVMe device has.
+            Self::Ring(_) => false,
+            #[cfg(test)]
+            Self::Fake(zones) => zones.flushes_behind_durable_writes.get(),
+        }
+    }
+
+    /// Whether what is in flight keeps the device locked by itself.
+    pub(crate) fn shares_the_lock(&self) -> bool {
+        matches!(self, Self::Ring(_))
     }
 
     pub(crate) async fn write(

@@ -14,12 +14,9 @@
 //! A zone that the device *closed* gave back its open resource only; it goes on at its write pointer, so to the host
 //! it is open.
 
-use crate::geometry::Geometry;
+use crate::geometry::{BEST_WRITE_BYTES, Geometry};
 use crate::media::ChunkState;
 use crate::nvme::identify::{Zone, ZoneCondition};
-
-/// Bytes of the best write, where the device does not say: large enough to keep several dies busy.
-const BEST_WRITE_BYTES: u32 = 128 << 10;
 
 /// What a zoned device offers. Sectors are its logical blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

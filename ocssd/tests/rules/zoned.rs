@@ -1,10 +1,13 @@
 //! Zoned namespaces: through the kernel's block device, and by passthrough.
 
+use std::future::poll_fn;
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, FdpDevice, FileDevice, FormatOptions, Media, MediaError,
-    NamespaceError, ZonedDevice, ZonedMedia, ZonedSlice, format,
+    AlignedBuf, ChunkId, ChunkState, Device as NodeDevice, DeviceOptions, Durability, FdpDevice, FileDevice,
+    FormatOptions, Media, MediaError, NamespaceError, OpenError, Refusal, ZonedDevice, ZonedMedia,
+    ZonedSlice, format,
 };
 
 use crate::contract::{Harness, Probe, every_rule};
@@ -241,6 +244,37 @@ fn a_namespace_is_used_in_one_way_at_a_time() {
     assert!(matches!(ZonedDevice::open(&char), Err(NamespaceError::InUse { .. })));
     drop(by_block);
     ZonedDevice::open(&char).unwrap();
+}
+
+/// A reset that comes late empties a zone of whoever has the slice next, in this process or another.
+#[test]
+fn what_was_dropped_in_flight_keeps_its_slice_and_the_lock() {
+    let Some(path) = device("TERRANE_ZNS_CHAR") else { return };
+    let zoned = ZonedDevice::open(&path).unwrap();
+    let whole = zoned.share(0, 1).unwrap();
+    let media = zoned.slice(whole).unwrap();
+    run(async {
+        let mut reset = Box::pin(media.reset(ChunkId(0)));
+        let submitted = poll_fn(|context| Poll::Ready(reset.as_mut().poll(context))).await;
+        assert!(submitted.is_pending());
+        drop(reset);
+        drop(media);
+        assert!(matches!(zoned.slice(whole), Err(NamespaceError::Slice { .. })));
+        drop(zoned);
+        assert!(matches!(ZonedDevice::open(&path), Err(NamespaceError::InUse { .. })));
+    });
+    // The ring went with the runtime, and waited for it.
+    ZonedDevice::open(&path).unwrap();
+}
+
+/// Its character device could write all over the file system.
+#[test]
+fn a_namespace_whose_block_device_is_mounted_is_refused_with_the_reason() {
+    let Some(char) = device("TERRANE_MOUNTED_CHAR") else { return };
+    assert!(matches!(ZonedDevice::open(&char), Err(NamespaceError::InUse { .. })));
+    assert!(matches!(FdpDevice::open(&char), Err(NamespaceError::InUse { .. })));
+    let refused = NodeDevice::open(&char, &DeviceOptions::default()).unwrap_err();
+    assert!(matches!(refused, OpenError::Refused(Refusal::Mounted { .. })), "{refused}");
 }
 
 /// The block device beside a namespace's character device. Everything is reset by the way that a test takes, so the ways
