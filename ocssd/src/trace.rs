@@ -3,7 +3,7 @@
 //! [`Recorder`] stands in front of any [`Media`](crate::Media) and writes down each write, reset and finish that
 //! succeeded. [`Trace`] reads that back, and [`replay()`] feeds it to a model of an ordinary drive
 //! ([`crate::ftl`]): so the same work that a host-managed device did without amplification is priced on a drive
-//! that manages itself.
+//! that manages itself. Several traces, of shards that share a drive, are [put side by side](side_by_side()) first.
 //!
 //! # The format
 //!
@@ -32,7 +32,9 @@
 mod codec;
 mod recorder;
 mod replay;
+mod side_by_side;
 
 pub use codec::{Event, Tail, Trace, TraceError, TraceWriter};
-pub use recorder::Recorder;
+pub use recorder::{Recorder, Recording};
 pub use replay::{ReplayError, ReplayOptions, Replayed, replay};
+pub use side_by_side::{SideBySideError, side_by_side};

@@ -1,16 +1,14 @@
 //! What a recorder writes down of a medium, and what an ordinary drive makes of it.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::ftl::{Ftl, FtlOptions};
-use terrane_ocssd::trace::{Event, Recorder, ReplayOptions, Tail, Trace, replay};
+use terrane_ocssd::trace::{Event, Recorder, ReplayOptions, Tail, Trace, replay, side_by_side};
 use terrane_ocssd::{
     AlignedBuf, ChunkId, Durability, Geometry, LifetimeClass, Media, MediaError, SimMedia, SimOptions,
 };
@@ -26,20 +24,6 @@ const GEOMETRY: Geometry = Geometry {
     mw_cunits: 0,
     max_open: 0,
 };
-
-/// A sink that the test still has when the recorder is gone.
-#[derive(Clone, Default)]
-struct Shared(Rc<RefCell<Vec<u8>>>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
@@ -80,13 +64,10 @@ async fn log_structured(media: &impl Media, rounds: u32, seed: u64) {
 }
 
 fn recorded(rounds: u32) -> (Trace, SimMedia) {
-    let sink = Shared::default();
-    let recorder = Recorder::new(medium(), sink.clone()).unwrap();
+    let (recorder, recording) = Recorder::new(medium(), Vec::new()).unwrap();
     run(log_structured(&recorder, rounds, 3));
-    let (media, ended) = recorder.end();
-    ended.unwrap();
-    let trace = Trace::read(&sink.0.borrow()[..]).unwrap();
-    (trace, media)
+    let trace = Trace::read(&recording.end().unwrap()[..]).unwrap();
+    (trace, recorder.into_media())
 }
 
 /// The host's log is written without amplification on flash that it manages, and the same log costs more on a drive
@@ -121,8 +102,7 @@ fn a_log_on_an_ordinary_drive() {
 
 #[test]
 fn what_succeeds_is_recorded_and_nothing_else() {
-    let sink = Shared::default();
-    let recorder = Recorder::new(medium(), sink.clone()).unwrap();
+    let (recorder, recording) = Recorder::new(medium(), Vec::new()).unwrap();
     run(async {
         recorder.expect_lifetime(ChunkId(7), LifetimeClass(3));
         write(&recorder, 7, 0, 2).await.unwrap();
@@ -141,7 +121,8 @@ fn what_succeeds_is_recorded_and_nothing_else() {
         // The class went with the old content.
         write(&recorder, 7, 0, 1).await.unwrap();
     });
-    recorder.end().1.unwrap();
+    let bytes = recording.end().unwrap();
+    run(write(&recorder, 7, 1, 1)).unwrap();
     let write = |chunk, sectors, class| Event::Write {
         chunk: ChunkId(chunk),
         sector: 0,
@@ -155,7 +136,7 @@ fn what_succeeds_is_recorded_and_nothing_else() {
         Event::Reset { chunk: ChunkId(7) },
         write(7, 1, 0),
     ];
-    assert_eq!(Trace::read(&sink.0.borrow()[..]).unwrap().events, expected);
+    assert_eq!(Trace::read(&bytes[..]).unwrap().events, expected);
 }
 
 /// A full disk must not fail the store that is being recorded.
@@ -174,21 +155,70 @@ fn a_sink_that_fails_changes_nothing_for_the_host() {
         }
     }
 
-    let recorder = Recorder::new(medium(), Full(100)).unwrap();
+    let (recorder, recording) = Recorder::new(medium(), Full(100)).unwrap();
     run(log_structured(&recorder, 5000, 1));
-    let (media, ended) = recorder.end();
-    assert_eq!(media.counters().writes, 20_000);
-    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(recorder.counters().writes, 20_000);
+    assert_eq!(recording.end().err().unwrap().kind(), io::ErrorKind::StorageFull);
 }
 
 /// A recorder that is dropped, as with a process that dies, leaves what it had written out.
 #[test]
 fn a_recording_that_was_not_ended_is_told_as_cut_off() {
-    let sink = Shared::default();
-    let recorder = Recorder::new(medium(), sink.clone()).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (recorder, recording) = Recorder::new(medium(), file.reopen().unwrap()).unwrap();
     run(log_structured(&recorder, 5000, 1));
-    drop(recorder);
-    let trace = Trace::read(&sink.0.borrow()[..]).unwrap();
+    drop((recorder, recording));
+    let trace = Trace::read(file.reopen().unwrap()).unwrap();
     assert!(matches!(trace.tail, Tail::CutOff { .. }));
     assert!(trace.events.len() > 5000, "{}", trace.events.len());
+}
+
+/// A host that may record is compiled for one type of medium.
+#[test]
+fn an_idle_recorder_passes_everything_on() {
+    let recorder: Recorder<_, io::Sink> = Recorder::idle(medium());
+    recorder.expect_lifetime(ChunkId(0), LifetimeClass(3));
+    run(log_structured(&recorder, 100, 1));
+    assert_eq!(recorder.counters().writes, 400);
+}
+
+/// Two shards whose traces are each a log written in order, at different paces: on blocks that they share, the drive
+/// must move what the slower one still has, unless each has a stream.
+#[test]
+fn two_shards_on_one_drive() {
+    let log = |rounds: u32| {
+        let (recorder, recording) = Recorder::new(medium(), Vec::new()).unwrap();
+        run(async {
+            for round in 0..rounds {
+                let chunk = round % GEOMETRY.chunks;
+                recorder.reset(ChunkId(chunk)).await.unwrap();
+                for sector in (0..64).step_by(8) {
+                    write(&recorder, chunk, sector, 8).await.unwrap();
+                }
+            }
+        });
+        let trace = Trace::read(&recording.end().unwrap()[..]).unwrap();
+        assert_eq!(trace.written_bytes(), recorder.counters().written_bytes);
+        trace
+    };
+    let amplification = |paces: [u32; 2], streams| {
+        let traces = paces.map(|pace| log(pace * GEOMETRY.chunks));
+        let joined = side_by_side(&traces).unwrap();
+        assert_eq!(joined.written_bytes(), traces.iter().map(Trace::written_bytes).sum::<u64>());
+        let options = FtlOptions {
+            logical_pages: 2 * 80 * 64,
+            block_pages: 128,
+            over_provisioning: 0.1,
+            host_streams: 2,
+            ..FtlOptions::default()
+        };
+        let mut drive = Ftl::new(options).unwrap();
+        drive.fill();
+        let options = ReplayOptions { streams, ..ReplayOptions::default() };
+        (0..4).map(|_| replay(&joined, &mut drive, &options).unwrap().amplification()).last().unwrap()
+    };
+    assert_eq!(amplification([1, 1], false), 1.0, "what is written together dies together");
+    let mixed = amplification([1, 3], false);
+    assert!(mixed > 1.1, "{mixed:.3}");
+    assert_eq!(amplification([1, 3], true), 1.0);
 }

@@ -56,7 +56,6 @@ enum Tilt {
 struct Levelling {
     name: &'static str,
     by_wear: bool,
-    wear_slack: u32,
     tilt: Tilt,
     static_moves: bool,
     policy: WearPolicy,
@@ -170,11 +169,7 @@ impl Store {
                 wear: self.segments[*segment].wear,
             })
             .collect();
-        let open = OpenSegments {
-            per_unit: &per_unit,
-            last_unit: self.last_unit,
-            wear_slack: self.levelling.wear_slack,
-        };
+        let open = OpenSegments { per_unit: &per_unit, last_unit: self.last_unit };
         let chosen = choose(&candidates, &open, STREAMS[stream]).expect("cleaning keeps some free");
         self.last_unit = Some(chosen.unit);
         let chosen = chosen.chunk.0 as usize;
@@ -383,7 +378,6 @@ fn seed() -> u64 {
 const NOTHING: Levelling = Levelling {
     name: "nothing",
     by_wear: false,
-    wear_slack: 0,
     tilt: Tilt::Nothing,
     static_moves: false,
     policy: WearPolicy {
@@ -399,14 +393,7 @@ const NOTHING: Levelling = Levelling {
 /// As the engine is meant to use it.
 fn the_policy(rated_cycles: u32) -> Levelling {
     let policy = WearPolicy { rated_cycles, ..WearPolicy::default() };
-    Levelling {
-        name: "the policy",
-        by_wear: true,
-        wear_slack: 0,
-        tilt: Tilt::Credit,
-        static_moves: true,
-        policy,
-    }
+    Levelling { name: "the policy", by_wear: true, tilt: Tilt::Credit, static_moves: true, policy }
 }
 
 /// Lives until the rated life is over.
@@ -457,14 +444,12 @@ fn formulations() {
         let all = the_policy(nothing.stats.mean());
         let allocation =
             Levelling { name: "allocation by wear", static_moves: false, tilt: Tilt::Nothing, ..all };
-        let units = Levelling { name: "allocation by unit, then wear", wear_slack: u32::MAX, ..allocation };
         let factor = Levelling { name: "allocation, score × factor", tilt: Tilt::Factor, ..allocation };
         let credit = Levelling { name: "allocation, credit up to 10 %", tilt: Tilt::Credit, ..allocation };
         let weak = WearPolicy { credit_permille_max: 20, ..all.policy };
         let with = |name, policy| Levelling { name, policy, ..all };
         let constant = WearPolicy { spread_permille: 0, ..all.policy };
         let variants = [
-            units,
             allocation,
             factor,
             Levelling { name: "allocation, credit up to 2 %", policy: weak, ..credit },
@@ -475,7 +460,6 @@ fn formulations() {
             with("limit at twice the life left", WearPolicy { spread_permille: 2_000, ..all.policy }),
             Levelling { name: "the policy, factor instead of credit", tilt: Tilt::Factor, ..all },
             Levelling { name: "the policy, no credit", tilt: Tilt::Nothing, ..all },
-            Levelling { name: "the policy, units before wear", wear_slack: u32::MAX, ..all },
             all,
         ];
         let mut lives = vec![nothing];

@@ -18,6 +18,7 @@ Examples:
   terrane-loadgen run --workload c --skip-load           read what an earlier run loaded
   terrane-loadgen run --record acknowledged              then: terrane-loadgen verify acknowledged
   terrane-loadgen run --target engine --threads 2 --mode nosync --records 1000000
+  terrane-loadgen run --target engine --trace engine     then: cargo bench -p terrane-ocssd --bench ftl -- --trace engine.*
   terrane-loadgen run --target rocksdb --clients 8       a peer (cargo build --features rocksdb)
 
 Exit codes: 0 all done and nothing lost; 1 failure, or something acknowledged was lost; 2 wrong usage; 130 interrupted.";

@@ -177,6 +177,11 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "BYTES", value_parser = figures::size, help_heading = "Target")]
     pub(crate) capacity: Option<u64>,
 
+    /// Records what the embedded engine writes to its device, and which chunks it resets, in FILE.0, FILE.1, …: one for each
+    /// shard, about 10 bytes a write. For the `ftl` bench, which replays them on a model of an ordinary drive.
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub(crate) trace: Option<PathBuf>,
+
     /// Overrides a setting of an embedded store; which there are is said when one is unknown.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting, help_heading = "Target")]
     pub(crate) settings: Vec<(String, String)>,

@@ -379,6 +379,7 @@ mod tests {
             capacity_bytes: 1 << 30,
             threads: 2,
             overrides: Overrides::new(overrides),
+            trace: None,
         }
     }
 

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-#[cfg(any(feature = "rocksdb", feature = "fjall", feature = "etcd", feature = "redis"))]
-use crate::cli::target::TargetName;
-use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
+use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs, TargetName};
 use crate::cli::usage;
 use crate::interrupt::Interrupt;
 use crate::place::Place;
@@ -60,6 +58,10 @@ pub(crate) async fn with_target<V: Visit>(
     if let (false, Some(feature)) = (name.is_compiled_in(), name.feature()) {
         return Err(NotCompiledIn(name.name(), feature).into());
     }
+    usage(
+        args.trace.is_none() || name == TargetName::Engine,
+        "--trace records the media of the embedded engine: it needs --target engine",
+    )?;
     if !name.is_embedded() {
         return match name {
             #[cfg(feature = "etcd")]
@@ -153,5 +155,6 @@ fn setup(args: &TargetArgs, amount: Amount, folder: &Path) -> Setup {
         capacity_bytes: args.capacity.unwrap_or(capacity.max(least).next_multiple_of(64 << 20)),
         threads: amount.threads,
         overrides: args.overrides(),
+        trace: args.trace.clone(),
     }
 }

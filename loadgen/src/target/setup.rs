@@ -25,6 +25,8 @@ pub(crate) struct Setup {
     pub(crate) threads: u32,
     /// Settings that someone asked to be otherwise.
     pub(crate) overrides: Overrides,
+    /// Where what the store asks of its media is recorded; of the embedded engine only.
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// Settings by name, each taken by the store that knows it; what nobody took is a mistake.

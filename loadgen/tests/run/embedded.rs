@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde_json::Value;
+use terrane_ocssd::trace::{Tail, Trace};
 
 use crate::outside::Folder;
 
@@ -195,6 +196,36 @@ fn is_compiled_in(feature: &str) -> bool {
         "etcd" => cfg!(feature = "etcd"),
         _ => unreachable!(),
     }
+}
+
+/// What is recorded of two shards is all that was measured, and what cannot be recorded is said.
+#[tokio::test]
+async fn a_run_leaves_a_trace_of_each_shard() {
+    let folder = Folder::new();
+    let sizes = "--threads 2 --clients 4 --records 300 --value-size 1KiB --operations 500";
+    folder.ends(0, &run(&format!("{sizes} --trace {{}}/trace"))).await;
+    let json = folder.json();
+    let measured: u64 = ["load", "run"]
+        .map(|phase| json[phase]["servers"]["nodes"]["0"]["device_written_bytes"].as_u64().unwrap())
+        .iter()
+        .sum();
+    let traces = ["trace.0", "trace.1"].map(|name| std::fs::File::open(folder.path(name)).unwrap());
+    let traces = traces.map(|file| Trace::read(file).unwrap());
+    assert!(traces.iter().all(|trace| trace.tail == Tail::Ended));
+    let recorded: u64 = traces.iter().map(Trace::written_bytes).sum();
+    // Each shard's opening is no part of a phase: one anchor, and little else.
+    assert!(
+        recorded > measured && recorded - measured < 64 << 10,
+        "{recorded}, of those {measured} measured"
+    );
+    assert!(json["settings"]["target_settings"]["trace"].as_str().unwrap().contains("trace.0"));
+
+    std::os::unix::fs::symlink("/dev/full", folder.path("full.0")).unwrap();
+    let full = format!("{sizes} --threads 1 --trace {{}}/full").replacen("--threads 2 ", "", 1);
+    folder.ends(1, &run(&full)).await.complains(&["--trace", "full.0", "No space left"]);
+    let nowhere = format!("{sizes} --trace {{}}/none/trace");
+    folder.ends(1, &run(&nowhere)).await.complains(&["--trace", "none/trace.0", "cannot be written"]);
+    folder.ends(2, "run --trace {}/trace").await.complains(&["--trace", "--target engine"]);
 }
 
 #[tokio::test]

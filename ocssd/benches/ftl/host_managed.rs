@@ -1,12 +1,9 @@
 //! The same log on flash that the host manages: what the emulated device counts, and the recorded writes on an ordinary
 //! drive beside it.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io::{self, Write};
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use anyhow::Context;
@@ -17,7 +14,7 @@ use terrane_ocssd::{
     AlignedBuf, ChunkId, Durability, FlashDevice, FlashOptions, Geometry, LifetimeClass, Media, MediaError,
 };
 
-use crate::recorded::{self, Replay};
+use crate::recorded::{self, Drive, Replay};
 use crate::workload::{LOG_CLASSES, weighted};
 
 /// 512 chunks of 256 KiB on four parallel units.
@@ -45,25 +42,25 @@ const BLOCK_PAGES: u32 = 2 * GEOMETRY.chunk_sectors;
 /// Writes the log through a recorder, and replays the record.
 pub(crate) fn run(spare: f64, seed: u64) -> anyhow::Result<Vec<Replay>> {
     let device = FlashDevice::memory(FlashOptions { geometry: GEOMETRY, seed, ..FlashOptions::default() })?;
-    let sink = Sink::default();
-    let recorder = Recorder::new(device.slice(0, 1)?, sink.clone())?;
+    let (recorder, recording) = Recorder::new(device.slice(0, 1)?, Vec::new())?;
     complete(log(&recorder, seed)).context("writing to the emulated flash")?;
-    let (media, ended) = recorder.end();
-    ended?;
-    let written = media.counters().written_bytes;
+    let written = recorder.counters().written_bytes;
     let counted = device.counters();
     let own = Replay {
         name: "host-managed flash, by its counters".to_owned(),
+        used_percent: None,
         trim: None,
         streams: None,
         host_bytes: counted.received_bytes,
         programmed_bytes: counted.programmed_bytes,
         device_wa: counted.amplification(),
     };
-    let trace = Trace::read(&sink.0.borrow()[..])?;
-    let mut rows = recorded::replay_all("the same writes, ordinary drive", &trace, spare, Some(BLOCK_PAGES))?;
+    let trace = Trace::read(&recording.end()?[..])?;
+    let drive =
+        Drive { uses: vec![100], over_provisioning: spare, block_pages: Some(BLOCK_PAGES), merge: true };
+    let mut rows = recorded::replay_all("the same writes, ordinary drive", &trace, &drive)?;
     assert_eq!(counted.received_bytes, written, "the device counts what the medium counts");
-    assert_eq!(recorded::written_bytes(&trace), written, "the record holds what the medium counts");
+    assert_eq!(trace.written_bytes(), written, "the record holds what the medium counts");
     rows.push(own);
     Ok(rows)
 }
@@ -123,18 +120,5 @@ fn complete<T>(future: impl Future<Output = T>) -> T {
         if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
             return value;
         }
-    }
-}
-
-#[derive(Clone, Default)]
-struct Sink(Rc<RefCell<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -4,8 +4,11 @@
 //! ```text
 //! cargo bench -p terrane-ocssd --bench ftl
 //! cargo bench -p terrane-ocssd --bench ftl -- --full --json ftl.json --svg ftl.svg
-//! cargo bench -p terrane-ocssd --bench ftl -- --trace engine.trace
+//! cargo bench -p terrane-ocssd --bench ftl -- --trace engine.0 engine.1
 //! ```
+//!
+//! Traces are recorded by `terrane-loadgen run --target engine --trace engine`, one for each shard; several at once are
+//! shards that share the drive.
 //!
 //! Nothing is timed: the same seed gives the same numbers on any machine. The drive is filled once before each cell, so
 //! that without TRIM it takes everything for data.
@@ -31,6 +34,7 @@ use terrane_ocssd::ftl::FtlOptions;
 
 use crate::cell::{Cell, Laps, Row};
 use crate::plan::{Kind, Section};
+use crate::recorded::Drive;
 
 /// What to run.
 #[derive(Debug, Parser)]
@@ -43,7 +47,7 @@ struct Options {
     #[arg(long)]
     full: bool,
 
-    /// Shares of the logical space in use, percent.
+    /// Shares of the logical space in use, percent. With --trace: what the traces' slices take of the drive.
     #[arg(long, value_delimiter = ',', default_values_t = [70, 80, 90], value_parser = clap::value_parser!(u32).range(10..=100), value_name = "P,P…")]
     uses: Vec<u32>,
 
@@ -51,13 +55,19 @@ struct Options {
     #[arg(long, default_value_t = 0.07, value_name = "SHARE")]
     spare: f64,
 
-    /// Replay what a recorder wrote down, instead of the workloads made here.
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
+    /// Replay what was recorded of a medium (`terrane-loadgen run --target engine --trace FILE`), instead of the
+    /// workloads made here. Several: shards that share the drive.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    trace: Vec<PathBuf>,
 
     /// Pages of an erase block, with --trace. By default a 512th of the drive.
     #[arg(long, requires = "trace", value_name = "N")]
     block_pages: Option<u32>,
+
+    /// With --trace: the drive has no protected cache, and programs a page that two successive writes share for each
+    /// of them.
+    #[arg(long, requires = "trace")]
+    no_cache: bool,
 
     /// Decides everything that is left to chance.
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -83,8 +93,14 @@ struct Options {
 #[expect(clippy::print_stdout, reason = "the tables are what this program is for")]
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    if let Some(path) = &options.trace {
-        let replayed = recorded::replay_file(path, options.spare, options.block_pages)?;
+    if !options.trace.is_empty() {
+        let drive = Drive {
+            uses: options.uses,
+            over_provisioning: options.spare,
+            block_pages: options.block_pages,
+            merge: !options.no_cache,
+        };
+        let replayed = recorded::replay_files(&options.trace, &drive)?;
         println!("{}", recorded::table(&replayed, options.markdown));
         return write_json(options.json.as_ref(), &replayed);
     }

@@ -75,20 +75,17 @@ fn by_use(table: &mut Table, rows: &[Row]) {
     let public = ["formula of", "public figure"].map(str::to_owned);
     table.set_header(names.chain(measured).chain(formulas).chain(public));
     for lines in rows.chunk_by(|left, right| key(left) == key(right)) {
-        let pair = |used: u32, value: &dyn Fn(&Row) -> Option<f64>| {
+        let both = |used: u32, value: &dyn Fn(&Row) -> Option<f64>| {
             let of = |trim: bool| {
                 let row = lines.iter().find(|row| row.used_percent == used && row.trim == trim);
-                row.and_then(value).map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"))
+                row.and_then(value)
             };
-            match (of(true), of(false)) {
-                (with, without) if with == "–" && without == "–" => String::new(),
-                (with, without) => format!("{with} / {without}"),
-            }
+            pair(of(true), of(false), 2)
         };
         let row = &lines[0];
         let mut cells = vec![row.workload.clone(), row.victim.clone(), yes(row.streams)];
-        cells.extend(uses.iter().map(|used| pair(*used, &|row| Some(row.device_wa))));
-        cells.extend(uses.iter().map(|used| pair(*used, &|row| row.formula_wa)));
+        cells.extend(uses.iter().map(|used| both(*used, &|row| Some(row.device_wa))));
+        cells.extend(uses.iter().map(|used| both(*used, &|row| row.formula_wa)));
         cells.push(lines.iter().find_map(|row| row.formula).unwrap_or_default().to_owned());
         cells.push(lines.iter().find_map(|row| row.public).unwrap_or_default().to_owned());
         let numbers = 3..3 + 2 * uses.len();
@@ -102,7 +99,17 @@ fn key(row: &Row) -> (&str, &str, bool) {
     (&row.workload, &row.victim, row.streams)
 }
 
-fn aligned(text: String, number: bool) -> TableCell {
+/// What came out with TRIM and without.
+pub(crate) fn pair(with: Option<f64>, without: Option<f64>, decimals: usize) -> String {
+    if with.is_none() && without.is_none() {
+        return String::new();
+    }
+    let one =
+        |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.decimals$}"));
+    format!("{} / {}", one(with), one(without))
+}
+
+pub(crate) fn aligned(text: String, number: bool) -> TableCell {
     let side = if number { CellAlignment::Right } else { CellAlignment::Left };
     TableCell::new(text).set_alignment(side)
 }

@@ -6,12 +6,10 @@
 //! storage systems", SAC 2007).
 //!
 //! Invariants:
-//! - Among chunks whose wear fits about equally well ([`OpenSegments::wear_slack`]), a unit with fewer open segments
-//!   comes first: two streams on one unit wait for each other's programs.
+//! - Among chunks whose wear fits equally well, a unit with fewer open segments comes first: two streams on one unit wait
+//!   for each other's programs. Wear goes before units, since few free chunks would leave it little to choose from.
 //! - Among equals, units are taken in turn, then the lowest chunk: the answer depends on the set of candidates, never
 //!   on their order.
-
-use std::collections::BTreeMap;
 
 use crate::geometry::ChunkId;
 
@@ -44,10 +42,6 @@ pub struct OpenSegments<'a> {
     pub per_unit: &'a [u32],
     /// The unit that was chosen last.
     pub last_unit: Option<u32>,
-    /// Resets by which a chunk may fit worse for the sake of a unit with fewer open segments. 0: wear decides. A few:
-    /// segments spread over units whose wear is level. `u32::MAX`: units decide, and few free chunks leave wear
-    /// little to choose from (0007-wear-levelling.md has what that costs).
-    pub wear_slack: u32,
 }
 
 impl OpenSegments<'_> {
@@ -65,38 +59,11 @@ impl OpenSegments<'_> {
 
 /// The chunk that a new segment of this lifetime takes; `None` if there is no candidate.
 pub fn choose(candidates: &[Candidate], open: &OpenSegments<'_>, lifetime: Lifetime) -> Option<Candidate> {
-    let best = wear_for(candidates.iter().map(|candidate| candidate.wear).collect(), lifetime)?;
-    let misfit = |candidate: &Candidate| candidate.wear.abs_diff(best);
-    let fitting = candidates.iter().filter(|candidate| misfit(candidate) <= open.wear_slack);
-    let order = |candidate: &&Candidate| {
-        (open.count(candidate.unit), misfit(candidate), open.turn(candidate.unit), candidate.chunk)
-    };
+    let wear = wear_for(candidates.iter().map(|candidate| candidate.wear).collect(), lifetime)?;
+    let fitting = candidates.iter().filter(|candidate| candidate.wear == wear);
+    let order =
+        |candidate: &&Candidate| (open.count(candidate.unit), open.turn(candidate.unit), candidate.chunk);
     fitting.min_by_key(order).copied()
-}
-
-/// A stripe for a new segment: one chunk in each of `width` parallel units, ordered by unit; `None` if fewer units
-/// have a candidate. The units with the fewest open segments are taken, in turn, and in each the chunk whose wear
-/// fits the lifetime.
-///
-/// # Panics
-/// If `width` is 0.
-pub fn choose_stripe(
-    candidates: &[Candidate],
-    open: &OpenSegments<'_>,
-    width: usize,
-    lifetime: Lifetime,
-) -> Option<Vec<Candidate>> {
-    assert!(width > 0, "a stripe has at least one chunk");
-    let mut units: BTreeMap<u32, Vec<Candidate>> = BTreeMap::new();
-    for candidate in candidates {
-        units.entry(candidate.unit).or_default().push(*candidate);
-    }
-    let mut stripe: Vec<Candidate> =
-        units.values().filter_map(|candidates| choose(candidates, open, lifetime)).collect();
-    stripe.sort_by_key(|candidate| (open.count(candidate.unit), open.turn(candidate.unit)));
-    stripe.truncate(width);
-    stripe.sort_by_key(|candidate| candidate.unit);
-    (stripe.len() == width).then_some(stripe)
 }
 
 /// The wear among `wears` that fits the lifetime.
@@ -126,7 +93,7 @@ mod tests {
         last_unit: Option<u32>,
         lifetime: Lifetime,
     ) -> Option<u32> {
-        let open = OpenSegments { per_unit, last_unit, wear_slack: 6 };
+        let open = OpenSegments { per_unit, last_unit };
         choose(candidates, &open, lifetime).map(|candidate| candidate.chunk.0)
     }
 
@@ -145,15 +112,14 @@ mod tests {
         assert_eq!(chosen(&[], &[0], None, Lifetime::Short), None);
     }
 
-    /// Without the rule the chunk that fits best would win, and two streams would share a unit.
+    /// Without the rule the lowest chunk would win, and two streams would share a unit.
     #[test]
-    fn open_segments_spread_over_units_within_the_slack() {
-        let free = [candidate(0, 0, 1), candidate(8, 1, 7), candidate(16, 2, 9)];
-        assert_eq!(chosen(&free, &[1, 0, 0], None, Lifetime::Short), Some(8));
-        assert_eq!(chosen(&free, &[1, 1, 0], None, Lifetime::Short), Some(0), "9 is too far from 1");
-        assert_eq!(chosen(&free, &[1, 1, 1], None, Lifetime::Short), Some(0));
-        assert_eq!(chosen(&free, &[0, 0, 1], None, Lifetime::Long), Some(8));
-        assert_eq!(chosen(&free, &[0, 2, 1], None, Lifetime::Long), Some(16), "1 is too far from 9");
+    fn open_segments_spread_over_units_of_equal_wear() {
+        let free = [candidate(0, 0, 1), candidate(8, 1, 1), candidate(16, 2, 9), candidate(24, 3, 9)];
+        assert_eq!(chosen(&free, &[1, 0, 0, 0], None, Lifetime::Short), Some(8));
+        assert_eq!(chosen(&free, &[1, 1, 0, 0], None, Lifetime::Short), Some(0), "9 is not 1");
+        assert_eq!(chosen(&free, &[0, 0, 2, 1], None, Lifetime::Long), Some(24));
+        assert_eq!(chosen(&free, &[0, 0, 1, 1], None, Lifetime::Long), Some(16), "1 is not 9");
     }
 
     #[test]
@@ -162,34 +128,13 @@ mod tests {
         let mut last = None;
         let mut units = Vec::new();
         for _ in 0..6 {
-            let open = OpenSegments { per_unit: &[], last_unit: last, wear_slack: 0 };
+            let open = OpenSegments { per_unit: &[], last_unit: last };
             let unit = choose(&free, &open, Lifetime::Short).unwrap().unit;
             units.push(unit);
             last = Some(unit);
         }
         assert_eq!(units, [0, 1, 2, 0, 1, 2]);
         assert_eq!(chosen(&free, &[], Some(u32::MAX), Lifetime::Short), Some(0));
-    }
-
-    #[test]
-    fn a_stripe_has_one_chunk_of_each_unit() {
-        let free = [
-            candidate(0, 0, 4),
-            candidate(1, 0, 2),
-            candidate(8, 1, 1),
-            candidate(9, 1, 3),
-            candidate(16, 2, 8),
-        ];
-        let stripe = |width, per_unit: &[u32], last_unit, lifetime| {
-            let open = OpenSegments { per_unit, last_unit, wear_slack: 6 };
-            let stripe = choose_stripe(&free, &open, width, lifetime)?;
-            Some(stripe.iter().map(|candidate| candidate.chunk.0).collect::<Vec<_>>())
-        };
-        assert_eq!(stripe(3, &[], None, Lifetime::Short), Some(vec![1, 8, 16]));
-        assert_eq!(stripe(3, &[], None, Lifetime::Long), Some(vec![0, 9, 16]));
-        assert_eq!(stripe(2, &[], Some(1), Lifetime::Short), Some(vec![1, 16]));
-        assert_eq!(stripe(2, &[1, 0, 0], None, Lifetime::Short), Some(vec![8, 16]));
-        assert_eq!(stripe(4, &[], None, Lifetime::Short), None);
     }
 
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
@@ -209,18 +154,12 @@ mod tests {
             free in candidates(),
             per_unit in prop::collection::vec(0u32..3, 0..7),
             last_unit in prop::option::of(0u32..6),
-            wear_slack in 0u32..12,
             lifetime in lifetimes(),
-            width in 1usize..7,
         ) {
-            let open = OpenSegments { per_unit: &per_unit, last_unit, wear_slack };
+            let open = OpenSegments { per_unit: &per_unit, last_unit };
             let mut reversed = free.clone();
             reversed.reverse();
             prop_assert_eq!(choose(&free, &open, lifetime), choose(&reversed, &open, lifetime));
-            prop_assert_eq!(
-                choose_stripe(&free, &open, width, lifetime),
-                choose_stripe(&reversed, &open, width, lifetime)
-            );
         }
 
         #[test]
@@ -228,10 +167,9 @@ mod tests {
             free in candidates(),
             per_unit in prop::collection::vec(0u32..3, 0..7),
             last_unit in prop::option::of(0u32..6),
-            wear_slack in 0u32..12,
             lifetime in lifetimes(),
         ) {
-            let open = OpenSegments { per_unit: &per_unit, last_unit, wear_slack };
+            let open = OpenSegments { per_unit: &per_unit, last_unit };
             let chosen = choose(&free, &open, lifetime).unwrap();
             let mut wears: Vec<u32> = free.iter().map(|candidate| candidate.wear).collect();
             wears.sort_unstable();
@@ -240,21 +178,9 @@ mod tests {
                 Lifetime::Medium => wears[(wears.len() - 1) / 2],
                 Lifetime::Long => wears[wears.len() - 1],
             };
-            let misfit = |candidate: &Candidate| candidate.wear.abs_diff(best);
-            prop_assert!(misfit(&chosen) <= wear_slack);
-            for other in free.iter().filter(|other| misfit(other) <= wear_slack) {
-                let (own, theirs) = (open.count(chosen.unit), open.count(other.unit));
-                prop_assert!(own < theirs || (own == theirs && misfit(&chosen) <= misfit(other)));
-            }
-        }
-
-        #[test]
-        fn a_stripe_is_found_exactly_if_enough_units_have_a_chunk(free in candidates(), width in 1usize..7) {
-            let units: std::collections::BTreeSet<u32> = free.iter().map(|candidate| candidate.unit).collect();
-            let stripe = choose_stripe(&free, &OpenSegments::default(), width, Lifetime::Short);
-            prop_assert_eq!(stripe.is_some(), units.len() >= width);
-            if let Some(stripe) = stripe {
-                prop_assert!(stripe.windows(2).all(|pair| pair[0].unit < pair[1].unit));
+            prop_assert_eq!(chosen.wear, best);
+            for other in free.iter().filter(|other| other.wear == best) {
+                prop_assert!(open.count(chosen.unit) <= open.count(other.unit));
             }
         }
     }

@@ -180,7 +180,6 @@ pub struct Budget {
     bytes: Tokens,
     operations: Tokens,
     claims: Vec<Option<Claim>>,
-    granted: Vec<Cost>,
     now: Duration,
 }
 
@@ -199,7 +198,6 @@ impl Budget {
             bytes: Tokens::full(options.rate.bytes_per_s, options.burst.bytes, &shares),
             operations: Tokens::full(options.rate.operations_per_s, options.burst.operations, &shares),
             claims: vec![None; shares.len()],
-            granted: vec![Cost::default(); shares.len()],
             consumers: options.consumers.clone(),
             now,
         })
@@ -225,8 +223,6 @@ impl Budget {
         if ready == Some(0) {
             self.bytes.take(index, cost.bytes);
             self.operations.take(index, cost.operations);
-            self.granted[index].bytes += cost.bytes;
-            self.granted[index].operations += cost.operations;
             self.claims[index] = None;
             return Ok(());
         }
@@ -271,11 +267,6 @@ impl Budget {
         }
     }
 
-    /// The rate now.
-    pub fn rate(&self) -> Rate {
-        Rate { bytes_per_s: self.bytes.rate, operations_per_s: self.operations.rate }
-    }
-
     /// Most that this consumer can be granted at once.
     ///
     /// # Panics
@@ -292,14 +283,6 @@ impl Budget {
     pub fn guaranteed(&self, consumer: ConsumerId) -> Cost {
         let of = |tokens: &Tokens| whole(tokens.own_max[consumer.0]);
         Cost { bytes: of(&self.bytes), operations: of(&self.operations) }
-    }
-
-    /// What this consumer was granted so far.
-    ///
-    /// # Panics
-    /// If there is no such consumer.
-    pub fn granted(&self, consumer: ConsumerId) -> Cost {
-        self.granted[consumer.0]
     }
 
     fn advance(&mut self, now: Duration) {
@@ -432,7 +415,6 @@ mod tests {
         assert_eq!(budget.try_take(ms(0), SCRUB, bytes(300)), Ok(())); // 100 of its own, 200 common
         assert_eq!(budget.try_take(ms(0), SNAPSHOT, bytes(200)), Ok(())); // the rest of the common ones
         assert_eq!(budget.try_take(ms(0), CLEANING, bytes(500)), Ok(())); // all of its own
-        assert_eq!(budget.granted(SCRUB), Cost { bytes: 300, operations: 1 });
         // Scrubbing's own come at 100 B/s, common ones at 400 B/s: 50 bytes in 100 ms.
         assert_eq!(budget.try_take(ms(0), SCRUB, bytes(50)), Err(Refusal::NotBefore(ms(100))));
         assert_eq!(budget.try_take(ms(100), SCRUB, bytes(50)), Ok(()));

@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 
 use crate::geometry::ChunkId;
-use crate::media::{ChunkInfo, ChunkState};
 
 /// What a chunk is still good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,26 +23,6 @@ pub enum Fitness {
     LongLivedOnly,
     /// Its life is used up: no new data; what it holds moves when cleaning comes by. To be retired.
     Spent,
-}
-
-/// Life that a set of chunks has left.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LifeLeft {
-    /// Chunks that still take data.
-    pub usable_chunks: u32,
-    /// Chunks that are offline or spent.
-    pub lost_chunks: u32,
-    /// Resets that all usable chunks have left together.
-    pub cycles: u64,
-    /// The same as a share of what all chunks were rated for when new, in permille.
-    pub permille: u32,
-}
-
-impl LifeLeft {
-    /// Bytes that the device can still take, everything counted, if wear is spread evenly over its chunks.
-    pub fn writable_bytes(&self, chunk_bytes: u64) -> u64 {
-        self.cycles.saturating_mul(chunk_bytes)
-    }
 }
 
 /// The limit of every chunk.
@@ -66,11 +45,6 @@ impl Endurance {
         assert!(rated_cycles > 0, "a chunk is rated for at least one reset");
         assert!(reserve_permille <= 1_000, "a reserve is a share of the life");
         Self { rated_cycles, reserve_permille, lowered: BTreeMap::new() }
-    }
-
-    /// Resets that a new chunk is rated for.
-    pub fn rated_cycles(&self) -> u32 {
-        self.rated_cycles
     }
 
     /// Resets after which this chunk is spent.
@@ -111,37 +85,12 @@ impl Endurance {
             _ => Fitness::Good,
         }
     }
-
-    /// Life that these chunks have left together.
-    pub fn life_left(&self, chunks: &[ChunkInfo]) -> LifeLeft {
-        let mut left = LifeLeft::default();
-        for chunk in chunks {
-            let remaining = match chunk.state {
-                ChunkState::Offline => 0,
-                _ => self.remaining(chunk.id, chunk.wear),
-            };
-            left.cycles += u64::from(remaining);
-            if remaining > 0 {
-                left.usable_chunks += 1;
-            } else {
-                left.lost_chunks += 1;
-            }
-        }
-        let rated = u128::from(self.rated_cycles) * chunks.len() as u128;
-        // At most 1,000, since no limit is above the rated one; 0 without chunks.
-        left.permille = (u128::from(left.cycles) * 1_000).checked_div(rated).unwrap_or(0) as u32;
-        left
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn info(id: u32, state: ChunkState, wear: u32) -> ChunkInfo {
-        ChunkInfo { id: ChunkId(id), state, write_pointer: 0, wear }
-    }
 
     #[test]
     fn fitness_falls_with_wear() {
@@ -180,22 +129,6 @@ mod tests {
         assert_eq!(endurance.effective_wear(ChunkId(0), 50), 50);
         assert_eq!(endurance.effective_wear(ChunkId(1), 50), 450);
         assert_eq!(endurance.effective_wear(ChunkId(1), u32::MAX), u32::MAX);
-    }
-
-    #[test]
-    fn life_is_summed_over_chunks_in_use() {
-        let mut endurance = Endurance::new(100, 0);
-        endurance.lower_limit(ChunkId(3), 40);
-        let chunks = [
-            info(0, ChunkState::Free, 0),
-            info(1, ChunkState::Closed, 60),
-            info(2, ChunkState::Offline, 0),
-            info(3, ChunkState::Open, 40),
-        ];
-        let left = endurance.life_left(&chunks);
-        assert_eq!(left, LifeLeft { usable_chunks: 2, lost_chunks: 2, cycles: 140, permille: 350 });
-        assert_eq!(left.writable_bytes(1 << 20), 140 << 20);
-        assert_eq!(endurance.life_left(&[]), LifeLeft::default());
     }
 
     proptest! {

@@ -49,6 +49,16 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Sectors that it wrote: none but of a write.
+    pub fn written_sectors(&self) -> u64 {
+        match self {
+            Self::Write { sectors, .. } => u64::from(*sectors),
+            Self::Reset { .. } | Self::Finish { .. } => 0,
+        }
+    }
+}
+
 /// How a trace ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
@@ -104,6 +114,16 @@ impl Trace {
         let mut bytes = Vec::new();
         input.read_to_end(&mut bytes)?;
         Self::decode(&bytes)
+    }
+
+    /// Sectors that it writes.
+    pub fn written_sectors(&self) -> u64 {
+        self.events.iter().map(Event::written_sectors).sum()
+    }
+
+    /// Bytes that it writes: what the medium counted while it was recorded.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_sectors() * u64::from(self.geometry.sector_bytes)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, TraceError> {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, Write};
+use std::rc::Rc;
 
 use crate::buffer::AlignedBuf;
 use crate::geometry::{ChunkId, Geometry};
@@ -10,40 +11,66 @@ use crate::trace::{Event, TraceWriter};
 
 /// Any medium, with every write, reset and finish that succeeds recorded into a sink.
 ///
+/// Whoever uses the medium owns the recorder; whoever wants the trace keeps the [`Recording`].
+///
 /// Events are in the order of completion; of one chunk that is also the order of submission. An operation whose
 /// future was dropped is not recorded, whether it took effect or not.
 ///
-/// Recording never changes what the host sees: an error of the sink is kept and returned by [`Recorder::end`], and
+/// Recording never changes what the host sees: an error of the sink is kept and returned by [`Recording::end`], and
 /// recording stops there. The sink is written to synchronously, some tens of KiB at a time, from within the
-/// operation that fills a frame: a tool for measuring, not for production.
-pub struct Recorder<M> {
+/// operation that fills a frame: a tool for measuring, not for production. Memory: one frame, and a byte a chunk.
+pub struct Recorder<M, W: Write> {
     media: M,
-    state: RefCell<State>,
+    state: Rc<RefCell<State<W>>>,
 }
 
-struct State {
-    writer: Result<TraceWriter<Box<dyn Write>>, io::Error>,
-    /// By chunk, since the last reset.
+/// The other end of a [`Recorder`]: what becomes of the trace.
+///
+/// If it is dropped, the recorder goes on, and the trace is told as cut off when it is read.
+pub struct Recording<W: Write> {
+    state: Rc<RefCell<State<W>>>,
+}
+
+struct State<W: Write> {
+    tape: Tape<W>,
+    /// By chunk, since the last reset. Of no chunk if nothing is recorded.
     classes: Vec<LifetimeClass>,
 }
 
-impl State {
+enum Tape<W: Write> {
+    Off,
+    Runs(TraceWriter<W>),
+    Broke(io::Error),
+}
+
+impl<W: Write> State<W> {
     fn record(&mut self, event: Event) {
-        if let Ok(writer) = &mut self.writer
+        if let Tape::Runs(writer) = &mut self.tape
             && let Err(error) = writer.push(&event)
         {
-            self.writer = Err(error);
+            self.tape = Tape::Broke(error);
+        }
+    }
+
+    fn expect_lifetime(&mut self, chunk: ChunkId, class: LifetimeClass) {
+        if let Some(entry) = self.classes.get_mut(chunk.0 as usize) {
+            *entry = class;
         }
     }
 }
 
-impl<M: Media> Recorder<M> {
+impl<M: Media, W: Write> Recorder<M, W> {
     /// Records what is done to `media` from now on.
-    pub fn new(media: M, sink: impl Write + 'static) -> io::Result<Self> {
-        let sink: Box<dyn Write> = Box::new(sink);
-        let writer = Ok(TraceWriter::new(sink, media.geometry())?);
+    pub fn new(media: M, sink: W) -> io::Result<(Self, Recording<W>)> {
+        let tape = Tape::Runs(TraceWriter::new(sink, media.geometry())?);
         let classes = vec![LifetimeClass::default(); media.geometry().chunk_count() as usize];
-        Ok(Self { media, state: RefCell::new(State { writer, classes }) })
+        let state = Rc::new(RefCell::new(State { tape, classes }));
+        Ok((Self { media, state: state.clone() }, Recording { state }))
+    }
+
+    /// Records nothing: for a host that records at times, so that it is compiled for one type of medium.
+    pub fn idle(media: M) -> Self {
+        Self { media, state: Rc::new(RefCell::new(State { tape: Tape::Off, classes: Vec::new() })) }
     }
 
     /// The medium behind. What is done to it directly is not recorded.
@@ -51,24 +78,34 @@ impl<M: Media> Recorder<M> {
         &self.media
     }
 
-    /// Ends the trace, flushes the sink, and returns the medium. Without this the trace is told as cut off when it is
-    /// read.
-    ///
-    /// The error is the first that the sink returned.
-    pub fn end(self) -> (M, io::Result<()>) {
-        let ended = self.state.into_inner().writer.and_then(|writer| writer.end().map(drop));
-        (self.media, ended)
+    /// The medium behind, and no recorder before it any more.
+    pub fn into_media(self) -> M {
+        self.media
     }
 
     fn record_write(&self, chunk: ChunkId, sector: u32, bytes: usize) {
         let sectors = (bytes / self.media.geometry().sector_bytes as usize) as u32;
         let mut state = self.state.borrow_mut();
-        let class = state.classes[chunk.0 as usize];
+        let class = state.classes.get(chunk.0 as usize).copied().unwrap_or_default();
         state.record(Event::Write { chunk, sector, sectors, class });
     }
 }
 
-impl<M: Media> Media for Recorder<M> {
+impl<W: Write> Recording<W> {
+    /// Ends the trace and returns the sink, flushed. What the medium does after that is not recorded.
+    ///
+    /// # Errors
+    /// The first that the sink returned: what came after it is not in the trace, which is told as cut off.
+    pub fn end(self) -> io::Result<W> {
+        match std::mem::replace(&mut self.state.borrow_mut().tape, Tape::Off) {
+            Tape::Runs(writer) => writer.end(),
+            Tape::Broke(error) => Err(error),
+            Tape::Off => unreachable!("a recording begins as one that runs, and is ended once"),
+        }
+    }
+}
+
+impl<M: Media, W: Write + 'static> Media for Recorder<M, W> {
     fn geometry(&self) -> &Geometry {
         self.media.geometry()
     }
@@ -114,9 +151,7 @@ impl<M: Media> Media for Recorder<M> {
     }
 
     fn expect_lifetime(&self, chunk: ChunkId, class: LifetimeClass) {
-        if let Some(entry) = self.state.borrow_mut().classes.get_mut(chunk.0 as usize) {
-            *entry = class;
-        }
+        self.state.borrow_mut().expect_lifetime(chunk, class);
         self.media.expect_lifetime(chunk, class);
     }
 
@@ -131,7 +166,7 @@ impl<M: Media> Media for Recorder<M> {
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
         self.media.reset(chunk).await?;
         let mut state = self.state.borrow_mut();
-        state.classes[chunk.0 as usize] = LifetimeClass::default();
+        state.expect_lifetime(chunk, LifetimeClass::default());
         state.record(Event::Reset { chunk });
         Ok(())
     }

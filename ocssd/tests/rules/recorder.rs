@@ -1,6 +1,7 @@
 //! The recorder over the simulated medium: it changes no rule.
 
 use std::future::Future;
+use std::io::Sink;
 
 use terrane_ocssd::trace::Recorder;
 use terrane_ocssd::{SimMedia, SimOptions};
@@ -11,16 +12,14 @@ use crate::sim::Sim;
 struct Recorded(Sim);
 
 impl Harness for Recorded {
-    type Media = Recorder<SimMedia>;
+    type Media = Recorder<SimMedia, Sink>;
 
     fn create(&self) -> Self::Media {
-        Recorder::new(self.0.create(), std::io::sink()).unwrap()
+        Recorder::new(self.0.create(), std::io::sink()).unwrap().0
     }
 
     fn reopen(&self, media: Self::Media) -> Self::Media {
-        let (media, ended) = media.end();
-        ended.unwrap();
-        Recorder::new(self.0.reopen(media), std::io::sink()).unwrap()
+        Recorder::new(self.0.reopen(media.into_media()), std::io::sink()).unwrap().0
     }
 
     fn remembers_write_pointers(&self) -> bool {

@@ -3,6 +3,8 @@
 //! Memory is shared out so that the engine keeps to the budget that its peers get: a shard's recent payloads (its
 //! "tail") and its cache together take its share of `cache_bytes`, and no more.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, ensure};
 use terrane_engine::Options;
 use terrane_ocssd::{Device, DeviceKind};
@@ -46,12 +48,15 @@ pub(super) struct Config {
     /// Of each shard's store.
     pub(super) options: Options,
     compressed: bool,
+    /// Where the media are recorded: `trace`.0 and so on.
+    pub(super) trace: Option<PathBuf>,
 }
 
 impl Config {
     /// Reads the setup and its overrides.
     pub(super) fn new(setup: Setup) -> anyhow::Result<Config> {
-        let Setup { folder: _, durable, compressed, cache_bytes, capacity_bytes, threads, overrides } = setup;
+        let Setup { folder: _, durable, compressed, cache_bytes, capacity_bytes, threads, overrides, trace } =
+            setup;
         ensure!(threads > 0, "an embedded store needs at least one thread");
         let mut set = overrides;
         let usual = Options::default();
@@ -93,6 +98,7 @@ impl Config {
             nosync: !durable,
             options,
             compressed,
+            trace,
         })
     }
 
@@ -132,7 +138,8 @@ impl Config {
             ("append_reserve_chunks", options.append_reserve_chunks.to_string()),
             ("commit_mark_bytes", options.commit_mark_bytes.to_string()),
         ];
-        settings.map(|(name, value)| (name.to_owned(), value)).into()
+        let trace = self.trace.iter().map(|base| ("trace", format!("{}.0 and so on", base.display())));
+        settings.into_iter().chain(trace).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -151,6 +158,7 @@ mod tests {
             capacity_bytes: 1 << 30,
             threads,
             overrides: Overrides::new(pairs),
+            trace: None,
         })
     }
 

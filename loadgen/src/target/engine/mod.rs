@@ -5,7 +5,8 @@
 //! draw any key, as with other embedded stores, and pays what the design asks for it.
 //!
 //! `config` says with what the store is opened, `device` lays the file out, `shard` is the life of a thread, `mesh` and
-//! `slots` are how the threads ask each other, `ring` is the runtime, `scan` merges, `panel` counts.
+//! `slots` are how the threads ask each other, `ring` is the runtime, `scan` merges, `panel` counts, `trace` records what
+//! the media were asked to do.
 //!
 //! What is acknowledged: a put is appended, durable by the group's commit (with `durable`: on the medium; otherwise
 //! when the direct write has completed), and applied. Groups have one replica, so durable is committed.
@@ -23,6 +24,7 @@ mod shard;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +33,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_engine::Store;
-use terrane_ocssd::{Device, DeviceMedia};
+use terrane_ocssd::Device;
+use terrane_ocssd::trace::Recorder;
 
 use crate::measure::meter::Look;
 use crate::measure::process;
@@ -39,6 +42,7 @@ use crate::target::engine::config::Config;
 use crate::target::engine::panel::Panel;
 use crate::target::engine::ring::Door;
 use crate::target::engine::shard::{Shard, ShardEnd};
+use crate::target::engine::trace::{ShardMedia, ShardTrace, Traces};
 use crate::target::setup::Setup;
 use crate::target::{Ability, Connect, Failure, Found, Row, Seat, Target, clock};
 
@@ -55,6 +59,8 @@ struct Shared {
     panels: Vec<Arc<Panel>>,
     /// The ends of the mesh of the crew that is starting, until its threads take them.
     ends: Mutex<Vec<Option<ShardEnd>>>,
+    /// Where the first crew's media are recorded, if they are.
+    traces: Option<Traces>,
 }
 
 impl EngineConnect {
@@ -67,9 +73,10 @@ impl EngineConnect {
     pub(crate) fn new(setup: Setup) -> anyhow::Result<EngineConnect> {
         let folder = setup.folder.clone();
         let config = Config::new(setup)?;
+        let traces = config.trace.as_deref().map(|base| Traces::begin(base, config.threads)).transpose()?;
         let device = device::open_or_lay_out(&folder, &config)?;
         let panels = (0..config.threads).map(|_| Arc::default()).collect();
-        let shared = Shared { config, device, panels, ends: Mutex::default() };
+        let shared = Shared { config, device, panels, ends: Mutex::default(), traces };
         Ok(EngineConnect { shared: Arc::new(shared) })
     }
 
@@ -95,17 +102,25 @@ impl EngineConnect {
         end.with_context(|| format!("thread {} is there already: the crew before has not ended", seat.thread))
     }
 
-    /// Opens the shard of an end.
-    async fn open(&self, end: ShardEnd) -> anyhow::Result<Rc<Shard<DeviceMedia>>> {
-        let Shared { config, device, panels, .. } = &*self.shared;
+    /// Opens the shard of an end, and begins its trace if there is to be one.
+    async fn open(&self, end: ShardEnd) -> anyhow::Result<(Rc<Shard<ShardMedia>>, Option<ShardTrace>)> {
+        let Shared { config, device, panels, traces, .. } = &*self.shared;
         let number = end.me() as u32;
         let media = device.slice(number).await?;
+        let (media, trace) = match traces {
+            None => (Recorder::idle(media), None),
+            Some(traces) => {
+                let (media, trace) = traces.record(number, media)?;
+                (media, Some(trace))
+            }
+        };
         let (store, recovery) = Store::open(media, device::slice_id(number), config.options.clone())
             .await
             .with_context(|| format!("cannot open the slice of shard {number}"))?;
         let chunk_bytes = device.superblock().chunk_bytes;
         let panel = panels[number as usize].clone();
-        Shard::new(store, &recovery, end, config.groups, panel, chunk_bytes).await
+        let shard = Shard::new(store, &recovery, end, config.groups, panel, chunk_bytes).await?;
+        Ok((shard, trace))
     }
 }
 
@@ -135,11 +150,13 @@ impl Connect for EngineConnect {
                 Ok((self.open(end).await?, door))
             };
             match opened.await {
-                Ok((shard, mut door)) => {
+                Ok(((shard, trace), mut door)) => {
                     let target = Rc::new(EngineTarget { shard: shard.clone() });
                     let targets = (0..seat.connections).map(|_| target.clone()).collect();
                     drop(target);
-                    shard.live(load(Ok(targets)), &mut door).await
+                    let lived = shard.live(load(Ok(targets)), &mut door).await;
+                    let recorded = trace.map_or(Ok(()), ShardTrace::end);
+                    lived.and(recorded)
                 }
                 Err(error) => {
                     load(Err(error)).await;
@@ -174,7 +191,7 @@ impl Connect for EngineConnect {
 
 /// The store, as the workers of one thread use it.
 pub(crate) struct EngineTarget {
-    shard: Rc<Shard<DeviceMedia>>,
+    shard: Rc<Shard<ShardMedia>>,
 }
 
 impl Target for EngineTarget {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use tempfile::TempDir;
-use terrane_ocssd::{Geometry, SimMedia, SimOptions};
+use terrane_ocssd::ftl::{Ftl, FtlOptions};
+use terrane_ocssd::trace::{Event, ReplayOptions, Tail, Trace, replay, side_by_side};
+use terrane_ocssd::{Geometry, Media, SimMedia, SimOptions};
 
 use super::*;
 use crate::target::FailureKind;
@@ -21,6 +23,19 @@ use crate::target::setup::Overrides;
 fn folder() -> TempDir {
     tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
 }
+
+/// Of a medium in memory.
+const SIM_GEOMETRY: Geometry = Geometry {
+    groups: 1,
+    parallel_units: 1,
+    chunks: 16,
+    chunk_sectors: 128,
+    sector_bytes: 512,
+    ws_min: 1,
+    ws_opt: 8,
+    mw_cunits: 0,
+    max_open: 0,
+};
 
 fn setup(folder: &Path, threads: u32) -> Setup {
     // Small chunks, a small tail and no cache: reads go to the file, and the log runs through many chunks.
@@ -33,6 +48,7 @@ fn setup(folder: &Path, threads: u32) -> Setup {
         capacity_bytes: (1 << 20) + u64::from(threads) * (16 << 20),
         threads,
         overrides: Overrides::new(set.map(|(name, value)| (name.to_owned(), value.to_owned()))),
+        trace: None,
     }
 }
 
@@ -138,7 +154,7 @@ fn a_sudden_end_loses_nothing_acknowledged() {
         let end = connect.take_end(seat).unwrap();
         ring::run(async {
             let mut door = Door::new(end.bell_file().unwrap()).unwrap();
-            let shard = connect.open(end).await.unwrap();
+            let (shard, _) = connect.open(end).await.unwrap();
             let writer = shard.clone();
             let load = async {
                 for number in 0..acknowledged.get() {
@@ -503,22 +519,89 @@ fn a_hundred_thousand_hops_arrive() {
     assert!(hops.iter().sum::<u64>() >= 100_000, "{hops:?}");
 }
 
+/// What two shards asked of their files is in their traces, to the byte; and an ordinary drive programs at least that.
+#[test]
+fn traces_hold_what_the_media_were_asked_for() {
+    let folder = folder();
+    let base = folder.path().join("trace");
+    let mut setup = setup(folder.path(), 2);
+    // Sectors of a page: the drive then programs just what it is told to.
+    let set = [("chunk_bytes", "256KiB"), ("sector_bytes", "4096")];
+    setup.overrides = Overrides::new(set.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    setup.trace = Some(base.clone());
+    let connect = EngineConnect::new(setup).unwrap();
+    phase(&connect, async |thread, target| {
+        for number in (0..400).filter(|number| number % 2 == u64::from(thread)) {
+            target.put(&key(number), value(number, 6_000), None).await.unwrap();
+        }
+    });
+    let written = looks(&connect).counters.device_written_bytes.unwrap();
+    let traces = [0, 1].map(|shard| {
+        let file = std::fs::File::open(format!("{}.{shard}", base.display())).unwrap();
+        Trace::read(file).unwrap()
+    });
+    assert!(traces.iter().all(|trace| trace.tail == Tail::Ended && trace.written_bytes() > 1 << 20));
+    assert_eq!(traces.iter().map(Trace::written_bytes).sum::<u64>(), written);
+
+    let joined = side_by_side(&traces).unwrap();
+    let pages = (joined.geometry.slice_bytes() / 4096) as u32;
+    let options =
+        FtlOptions { logical_pages: pages, block_pages: 96, over_provisioning: 0.2, ..FtlOptions::default() };
+    let mut drive = Ftl::new(options).unwrap();
+    drive.fill();
+    let before = drive.counters();
+    let replayed = replay(&joined, &mut drive, &ReplayOptions::default()).unwrap();
+    assert_eq!((replayed.host_bytes, replayed.counters), (written, drive.counters().since(&before)));
+    assert_eq!(replayed.counters.host_pages * 4096, written);
+    let programmed = replayed.counters.host_pages + replayed.counters.collector_pages;
+    assert_eq!(replayed.programmed_bytes, programmed * 4096);
+
+    // A second crew would have to begin the files anew.
+    let load = async |targets: anyhow::Result<Vec<Rc<EngineTarget>>>| {
+        let error = targets.err().unwrap().to_string();
+        assert!(error.contains("shard 0 was recorded before"), "{error}");
+    };
+    connect.host(Seat { thread: 0, threads: 2, connections: 1 }, load).unwrap();
+}
+
+/// The same over a medium that tells what it was asked: every write and reset is there, and nothing else.
+#[test]
+fn a_trace_agrees_with_the_counters_of_the_medium() {
+    let media = SimMedia::new(SIM_GEOMETRY, SimOptions { conventional: false, ..SimOptions::default() });
+    let end = mesh::mesh(1, 1).unwrap().remove(0);
+    let (before, recording) = ring::run(async {
+        let mut door = Door::new(end.bell_file().unwrap()).unwrap();
+        Store::format(&media, device::slice_id(0)).await.unwrap();
+        let before = media.counters();
+        let (recorder, recording) = Recorder::new(media.clone(), Vec::new()).unwrap();
+        let options = terrane_engine::Options::default();
+        let (store, recovery) = Store::open(recorder, device::slice_id(0), options).await.unwrap();
+        let chunk_bytes = SIM_GEOMETRY.chunk_bytes();
+        let shard = Shard::new(store, &recovery, end, 1, Arc::default(), chunk_bytes).await.unwrap();
+        let worker = shard.clone();
+        let load = async {
+            for number in 0..300 {
+                worker.put(&key(number % 7), &value(number, 900)).await.unwrap();
+            }
+        };
+        shard.live(load, &mut door).await.unwrap();
+        (before, recording)
+    })
+    .unwrap();
+    let counted = media.counters();
+    let trace = Trace::read(&recording.end().unwrap()[..]).unwrap();
+    let count = |kind: fn(&Event) -> bool| trace.events.iter().filter(|event| kind(event)).count() as u64;
+    assert_eq!(trace.written_bytes(), counted.written_bytes - before.written_bytes);
+    assert_eq!(count(|event| matches!(event, Event::Write { .. })), counted.writes - before.writes);
+    assert_eq!(count(|event| matches!(event, Event::Reset { .. })), counted.resets - before.resets);
+    assert!(counted.resets - before.resets > 3, "several chunks: {counted:?}");
+}
+
 /// A write that fails stops the shard: nothing of its flush is acknowledged, nor anything later; reads go on, and the
 /// end of the thread is an error.
 #[test]
 fn a_failed_write_is_never_a_success() {
-    let geometry = Geometry {
-        groups: 1,
-        parallel_units: 1,
-        chunks: 16,
-        chunk_sectors: 128,
-        sector_bytes: 512,
-        ws_min: 1,
-        ws_opt: 8,
-        mw_cunits: 0,
-        max_open: 0,
-    };
-    let media = SimMedia::new(geometry, SimOptions::default());
+    let media = SimMedia::new(SIM_GEOMETRY, SimOptions::default());
     let end = mesh::mesh(1, 1).unwrap().remove(0);
     let ended = ring::run(async {
         let mut door = Door::new(end.bell_file().unwrap()).unwrap();
@@ -527,7 +610,7 @@ fn a_failed_write_is_never_a_success() {
             Store::open(media.clone(), device::slice_id(0), terrane_engine::Options::default()).await;
         let (store, recovery) = opened.unwrap();
         let shard =
-            Shard::new(store, &recovery, end, 1, Arc::default(), geometry.chunk_bytes()).await.unwrap();
+            Shard::new(store, &recovery, end, 1, Arc::default(), SIM_GEOMETRY.chunk_bytes()).await.unwrap();
         let worker = shard.clone();
         let load = async {
             worker.put(b"key", b"kept").await.unwrap();

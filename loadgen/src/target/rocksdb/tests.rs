@@ -11,6 +11,7 @@ fn setup(folder: &Path, durable: bool, compressed: bool, overrides: &[(&str, &st
         capacity_bytes: 1 << 30,
         threads: 2,
         overrides: Overrides::new(overrides),
+        trace: None,
     }
 }
 
