@@ -24,6 +24,8 @@ struct DeviceRead {
     /// First sector within the chunk.
     from: u32,
     to: u32,
+    /// The life of the line that it is from.
+    life: u64,
 }
 
 /// Keeps chunks from being reset.
@@ -100,7 +102,8 @@ impl<M: Media> Shared<M> {
         let (stripe, sector_bytes) = (&self.assignment.stripe, self.limits.sector_bytes);
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let members = &state.lines[line as usize].members;
+        let this = &state.lines[line as usize];
+        let (members, life) = (&this.members, this.life);
         for piece in stripe.pieces(sector, end - sector) {
             let memory = &members[piece.member].buffer;
             let piece_end = piece.sector + piece.sectors;
@@ -115,7 +118,7 @@ impl<M: Media> Shared<M> {
             let from = stripe.member_end(index, sector);
             let to = stripe.member_end(index, end).min(member.buffer.start());
             if from < to {
-                reads.push(DeviceRead { member: index, chunk: member.chunk, from, to });
+                reads.push(DeviceRead { member: index, chunk: member.chunk, from, to, life });
             }
         }
         let chunks: Vec<ChunkId> = reads.iter().map(|read| read.chunk).collect();
@@ -175,7 +178,13 @@ impl<M: Media> Shared<M> {
         // A device may name any sector; ours is one of those asked for.
         let on_line =
             |sector: u32| self.assignment.stripe.sector_of(read.member, sector.clamp(read.from, read.to - 1));
-        let notice = |sectors, kind| self.state.borrow_mut().notice(line, sectors, kind);
+        let notice = |sectors, kind| {
+            let mut state = self.state.borrow_mut();
+            // The line may have been reset meanwhile, and be sound now.
+            if state.lines[line as usize].life == read.life {
+                state.notice(line, sectors, kind);
+            }
+        };
         let first = on_line(read.from);
         match error {
             MediaError::PowerLost => (0, MediaError::PowerLost),
