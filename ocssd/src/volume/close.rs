@@ -26,7 +26,10 @@
 //! had been; and log-structured hosts open a fresh segment after a start anyway. So it is **closed** at the prefix.
 //! Its open members are finished, so that all of it can be read.
 //!
-//! *A line whose members end just where round robin would have left them* is as it was: it stays open.
+//! *A line whose members end just where round robin would have left them* is as it was, and stays open if the device
+//! hides nothing. Else it is closed too: the last `mw_cunits` sectors of an open chunk can be read by nobody, since the
+//! memory that held them is gone, and nothing durable follows them. Closed and flushed, all of it can be read, and none
+//! of it is lost to the next cut. To let it go on, each of its members would have to be copied to a spare.
 //!
 //! *Old content never looks new.* A reset resolves only when it is durable on all members, so no member comes back with
 //! an earlier life's pointer behind a newer life's writes.
@@ -77,15 +80,19 @@ pub(super) fn recovered(stripe: &Stripe, ws_min: u32, members: &[(ChunkState, u3
     }
 }
 
-/// Closes lines beyond the limit of open ones, the fullest first: a power cut may have taken the last sector of a line
-/// that was full, which makes one more that is open.
-pub(super) fn limit_open(lines: &mut [(ChunkState, u32)], max_open: u32) {
+/// Closes lines that may not stay open: all of them on a device that hides sectors of open chunks; else those beyond the
+/// limit of open ones, the fullest first, for a power cut may have taken the last sector of a line that was full, which
+/// makes one more that is open.
+pub(super) fn limit_open(lines: &mut [(ChunkState, u32)], hidden: u32, max_open: u32) {
+    let may_stay = match (hidden, max_open) {
+        (0, 0) => usize::MAX,
+        (0, _) => max_open as usize,
+        _ => 0,
+    };
     let mut open: Vec<usize> = (0..lines.len()).filter(|index| lines[*index].0 == ChunkState::Open).collect();
-    if max_open > 0 && open.len() > max_open as usize {
-        open.sort_by_key(|index| (lines[*index].1, *index));
-        for index in open.split_off(max_open as usize) {
-            lines[index].0 = ChunkState::Closed;
-        }
+    open.sort_by_key(|index| (lines[*index].1, *index));
+    for index in open.into_iter().skip(may_stay) {
+        lines[index].0 = ChunkState::Closed;
     }
 }
 
@@ -126,15 +133,11 @@ impl<M: Media> Shared<M> {
                     state.lines[chunk.0 as usize].finishing = false;
                     return Err(error);
                 }
-                let members = state.lines[chunk.0 as usize].members.iter_mut().enumerate();
+                let members = state.lines[chunk.0 as usize].members.iter().enumerate();
                 let open = members.filter(|(_, member)| {
                     !member.finished && member.issued() > 0 && member.issued() < self.limits.chunk_sectors
                 });
-                open.map(|(index, member)| {
-                    member.finishing = true;
-                    (index, member.chunk)
-                })
-                .collect()
+                open.map(|(index, member)| (index, member.chunk)).collect()
             };
             if open.is_empty() {
                 break;
@@ -147,11 +150,10 @@ impl<M: Media> Shared<M> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         state.table.finish(chunk);
+        // A flush that began before the close did not cover it.
+        state.unsettled.insert(chunk.0);
         let line = &mut state.lines[chunk.0 as usize];
         line.finishing = false;
-        for member in &mut line.members {
-            member.reopened = false;
-        }
         let unused = self.geometry.chunk_sectors - line.end();
         state.padding_bytes += u64::from(unused) * u64::from(self.geometry.sector_bytes);
         drop(guard);
@@ -169,7 +171,8 @@ impl<M: Media> Shared<M> {
         let verdict = super::line::verdict(&mut result.err().into_iter().collect());
         drop(state);
         match verdict {
-            Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
+            Ok(failure) => self.begin_evacuation(line, index, failure),
+            // Closing the broken line tries once more.
             Err(broken) => self.give_up(line, index, Remains::Done, broken),
         }
     }
@@ -180,7 +183,7 @@ impl<M: Media> Shared<M> {
         let line = &state.lines[line as usize];
         let at_rest = |member: &super::line::Member| {
             let busy = matches!(member.health, Health::Failing | Health::Evacuating);
-            !busy && !member.finishing && member.done() == member.buffer.end()
+            !busy && member.done() == member.buffer.end()
         };
         (line.broken.is_some() || line.members.iter().all(at_rest)).then_some(())
     }
@@ -241,10 +244,17 @@ mod tests {
     #[test]
     fn the_fullest_lines_beyond_the_limit_are_closed() {
         let mut lines = [(Open, 3), (Closed, 24), (Open, 23), (Free, 0), (Open, 7), (Open, 7)];
-        limit_open(&mut lines, 0);
+        limit_open(&mut lines, 0, 0);
         assert_eq!(lines[2], (Open, 23));
-        limit_open(&mut lines, 2);
+        limit_open(&mut lines, 0, 2);
         assert_eq!(lines, [(Open, 3), (Closed, 24), (Closed, 23), (Free, 0), (Open, 7), (Closed, 7)]);
+    }
+
+    #[test]
+    fn no_line_stays_open_where_its_last_sectors_are_hidden() {
+        let mut lines = [(Open, 3), (Closed, 24), (Free, 0)];
+        limit_open(&mut lines, 1, 2);
+        assert_eq!(lines, [(Closed, 3), (Closed, 24), (Free, 0)]);
     }
 
     #[test]

@@ -6,16 +6,19 @@
 //!
 //! 1. wait until no program of the chunk is in flight, so that all that will fail has failed;
 //! 2. take a spare of the same unit, or of another one;
-//! 3. write everything issued so far to it, from the device and from memory;
+//! 3. write everything issued so far to it, from the device and from memory; a read that fails and does not say that the
+//!    sectors are lost is repeated, for the line hangs on it;
 //! 4. let the member stand there, and go on: programs that failed are now done, those that waited are submitted.
 //!
 //! Nobody is told anything durable of the new chunk before a metadata record names it, and the record is written only
-//! when the new chunk holds, durably, all that was promised of the old one ([`Member::may_record`]). The old chunk is
-//! reset only after that record is durable in both places.
+//! when a flush covers what was brought there, and with it all that was promised of the old one
+//! ([`Member::may_record`]). The old chunk is reset only after that record is durable in both places.
 //!
 //! **Policy.** A failed write costs a chunk one strike and the next reset judges it (the policy of liblightnvm's and
 //! pblk's documentation): if it can be reset it is a spare again. The second strike, a failed reset, or going offline
-//! retires it for good, in the persistent list of defects.
+//! retires it for good, in the persistent list of defects. The next flush or durable write records what changed of these
+//! tables even if it needs nothing of them, so a power cut costs at most the strikes since then; and a chunk that fails
+//! gets one chance more.
 //!
 //! # Races, and what settles them
 //!
@@ -25,11 +28,13 @@
 //! | a write arrives during the evacuation | it is accepted into memory and submitted to the new chunk; it completes after that |
 //! | a read during the evacuation | goes to the old chunk for what it can return, to memory for the rest; the old chunk is not reset while a read of it is in flight |
 //! | a flush during the evacuation | waits for its end, then flushes the new chunk and records the remap |
-//! | a reset during the evacuation | waits for its end |
+//! | a reset during the evacuation | is refused while a write of the line or a finish is in flight, as on every medium; else waits for its end |
 //! | the spare fails too | it gets its strike, the next spare is taken, from the first sector |
+//! | the only spares left are being judged | the evacuation waits for that |
+//! | the copy stops halfway | the spare is closed and judged |
 //! | the power goes between the evacuation and the record | the metadata still names the old chunk, which still holds what was promised; the new one is an unused chunk with leavings, which recovery resets |
 //! | the power goes while the record is written | either name is right: both chunks hold what was promised |
-//! | the old chunk cannot be read | the line is closed at the prefix that is there, its writer gets an error, and it is named by `lines_to_evacuate` |
+//! | the old chunk cannot be read | the line is closed at the prefix that is there, its writer gets an error, and there is a notice of it |
 
 use std::rc::Rc;
 
@@ -43,22 +48,24 @@ use crate::media::{Durability, Media, MediaError};
 #[cfg(doc)]
 use super::line::Member;
 
+/// How often a read is tried that fails and does not say that the sectors are lost.
+const READ_ATTEMPTS: u32 = 4;
+
 /// What stopped a copy.
 enum CopyError {
     /// The chunk that was copied to.
     Target(Blame),
-    /// The chunk that was copied from, or the whole device.
-    Stopped(Broken),
+    /// The chunk that was copied from, or the whole device. Whether anything was written by then.
+    Stopped { broken: Broken, written: bool },
 }
 
 impl<M: Media> Shared<M> {
-    /// Brings a member elsewhere; its programs must have drained. `failure` of `None`: the chunk is sound, but what it
-    /// hides is not in memory.
+    /// Brings a member that failed elsewhere; its programs must have drained.
     pub(super) fn begin_evacuation(
         self: &Rc<Self>,
         line: u32,
         index: usize,
-        failure: Option<(Blame, Remains)>,
+        (blame, remains): (Blame, Remains),
     ) {
         let mut state = self.state.borrow_mut();
         let member = &mut state.lines[line as usize].members[index];
@@ -66,44 +73,20 @@ impl<M: Media> Shared<M> {
         member.health = Health::Evacuating;
         let shared = Rc::clone(self);
         self.jobs.add(async move {
-            let (blame, remains) = match failure {
-                Some((blame, remains)) => (Some(blame), remains),
-                None => (None, Remains::Done),
-            };
             if let Err(broken) = shared.evacuate(line, index, blame).await {
                 shared.give_up(line, index, remains, broken);
             }
         });
     }
 
-    async fn evacuate(
-        self: &Rc<Self>,
-        line: u32,
-        index: usize,
-        mut blame: Option<Blame>,
-    ) -> Result<(), Broken> {
+    async fn evacuate(self: &Rc<Self>, line: u32, index: usize, blame: Blame) -> Result<(), Broken> {
         // Until it is known which chunk the metadata names, neither may be given away.
         let undisturbed = || {
             let state = self.state.borrow();
             let member = &state.lines[line as usize].members[index];
-            (!member.recording && !member.finishing).then_some((
-                member.chunk,
-                member.issued(),
-                member.finished,
-            ))
+            (!member.recording).then_some((member.chunk, member.issued()))
         };
-        let (source, end, finished) = self.jobs.wait(undisturbed).await;
-        if blame.is_none() && !finished {
-            let result = self.media.finish(source).await;
-            let mut state = self.state.borrow_mut();
-            // This is not said of a chunk that failed: it may have lost what it hid, and memory must keep that.
-            let closed = state.lines[line as usize].members[index].note_finish(&result, &self.limits);
-            match result {
-                Err(error) if !closed => return Err(broken_by(&error)),
-                Err(_) => blame = Some(Blame::Strike),
-                Ok(()) => {}
-            }
-        }
+        let (source, end) = self.jobs.wait(undisturbed).await;
         loop {
             let Some(target) = self.take_spare(self.unit_of(line, index)).await else {
                 let state = self.state.borrow();
@@ -115,30 +98,29 @@ impl<M: Media> Shared<M> {
                 self.media.expect_lifetime(target, class);
             }
             let copied = self.copy(line, index, (source, target), end).await;
-            let mut state = self.state.borrow_mut();
             let kept = match copied {
                 Ok(kept) => kept,
                 Err(CopyError::Target(blame)) => {
+                    let mut state = self.state.borrow_mut();
                     state.blame(target, blame);
                     state.give_back(target);
                     continue;
                 }
-                Err(CopyError::Stopped(broken)) => {
-                    state.give_back(target);
+                Err(CopyError::Stopped { broken, written }) => {
+                    self.take_back(target, written).await;
                     return Err(broken);
                 }
             };
+            let mut state = self.state.borrow_mut();
             state.evacuations += 1;
             state.evacuated_bytes += u64::from(end) * u64::from(self.geometry.sector_bytes);
             state.unsettled.insert(line);
             let member = &mut state.lines[line as usize].members[index];
             let left = member.move_to(target, kept, &self.limits);
             if left == member.recorded {
-                member.blame = blame.or(member.blame);
+                member.blame = Some(blame);
             } else {
-                if let Some(blame) = blame {
-                    state.blame(left, blame);
-                }
+                state.blame(left, blame);
                 state.give_back(left);
             }
             drop(state);
@@ -171,14 +153,15 @@ impl<M: Media> Shared<M> {
             let mut piece = AlignedBuf::zeroed(bytes(at, to));
             if memory_start > at {
                 piece.set_len(bytes(at, memory_start));
-                let (read, filled) = self.media.read(source, at, piece).await;
+                let (read, filled) = self.read_repeatedly(source, at, piece).await;
                 piece = filled;
                 piece.set_len(bytes(at, to));
                 read.map_err(|error| {
-                    CopyError::Stopped(match error {
+                    let broken = match error {
                         MediaError::PowerLost => Broken::PowerLost,
                         error => Broken::NotEvacuated(error.to_string()),
-                    })
+                    };
+                    CopyError::Stopped { broken, written: at > 0 }
                 })?;
             }
             if memory_start < to {
@@ -196,10 +179,26 @@ impl<M: Media> Shared<M> {
                     CopyError::Target(Blame::Strike)
                 }
                 MediaError::Offline { .. } => CopyError::Target(Blame::Offline),
-                error => CopyError::Stopped(broken_by(&error)),
+                error => CopyError::Stopped { broken: broken_by(&error), written: true },
             })?;
             at = to;
         }
         Ok(kept)
+    }
+
+    async fn read_repeatedly(
+        &self,
+        chunk: ChunkId,
+        sector: u32,
+        mut buf: AlignedBuf,
+    ) -> (Result<(), MediaError>, AlignedBuf) {
+        for _ in 1..READ_ATTEMPTS {
+            let (read, filled) = self.media.read(chunk, sector, buf).await;
+            if !matches!(read, Err(MediaError::Io { .. })) {
+                return (read, filled);
+            }
+            buf = filled;
+        }
+        self.media.read(chunk, sector, buf).await
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! 1. everything concerned that waits in memory is submitted, and done, by evacuated members too;
 //! 2. a barrier of the device covers it, unless it was written durably;
-//! 3. members that stand elsewhere than the durable metadata says are recorded, as soon as they may be.
+//! 3. members that stand elsewhere than the durable metadata says are recorded, as soon as they may be; and whatever
+//!    else changed of the metadata goes with them, or by itself: strikes, defects, a record that must leave its chunk.
 //!
 //! A **durable write** makes only itself durable for the host. But a line is recovered up to the first sector that is
 //! missing (see [`close`](super::close)), so a durable write must not be acknowledged while anything **below** it in
@@ -10,7 +11,7 @@
 //! out as durable writes and no barrier is needed; else the barrier comes behind them.
 //!
 //! A flush that failed is never success later: the device may have dropped what it had to cover. From then on nothing
-//! is acknowledged as durable until the volume is opened again.
+//! that needs a barrier is acknowledged until the volume is opened again; a log of durable writes needs none and goes on.
 
 use std::rc::Rc;
 
@@ -64,18 +65,17 @@ impl<M: Media> Shared<M> {
                 self.run(async move { shared.barrier().await }).await?;
                 continue;
             }
-            if self.enter_remaps(targets) {
+            let needed = self.enter_remaps(targets);
+            if needed || self.state.borrow().is_metadata_behind() {
                 let shared = Rc::clone(self);
-                self.run(async move { shared.commit().await }).await?;
+                match self.run(async move { shared.commit().await }).await {
+                    // What is asked for stands where the last record has it. It fails once: then no more are tried.
+                    Err(error) if !needed && !matches!(error, MediaError::PowerLost) => {}
+                    committed => committed?,
+                }
                 continue;
             }
-            let mut state = self.state.borrow_mut();
-            let state = &mut *state;
-            for target in targets.iter().map(|target| target.line) {
-                if !state.lines[target as usize].is_unsettled() {
-                    state.unsettled.remove(&target);
-                }
-            }
+            self.state.borrow_mut().forget_settled(targets.iter().map(|target| target.line));
             return Ok(());
         }
     }

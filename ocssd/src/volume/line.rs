@@ -8,14 +8,15 @@
 //! - *done*: all of them up to here completed well;
 //! - *flushed*: a flush began after they completed, or they were durable writes, all up to here;
 //! - *promised*: what the host may rely on after a power cut. On a device whose buffer dies with the power this trails
-//!   *flushed* by `mw_cunits` while the chunk is open.
+//!   *flushed* by `mw_cunits` until a flush begins after the chunk was closed.
 //!
 //! *recorded* is where the durable metadata says that the member stands. It differs from where it does stand from the
 //! moment an evacuation ended until the record of it is durable, and so long a power cut falls back to it.
 //!
 //! Invariants:
 //! - A sector leaves the memory only when the device can return it.
-//! - A remap is recorded only once the new chunk holds everything *promised*, durably (see [`Member::may_record`]).
+//! - A remap is recorded only once the new chunk holds everything *promised*, durably, and a flush covers what was
+//!   brought there (see [`Member::may_record`]).
 //! - A program is submitted only to a sound chunk; one that fails stops the others behind it.
 
 use std::collections::VecDeque;
@@ -23,7 +24,7 @@ use std::collections::VecDeque;
 use super::stripe::Stripe;
 use super::write_buffer::{WriteBuffer, program_end};
 use crate::geometry::ChunkId;
-use crate::media::{LifetimeClass, MediaError, NoticeKind};
+use crate::media::{LifetimeClass, MediaError};
 
 /// What all members have in common, in sectors.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +81,8 @@ pub(super) struct Member {
     done: u32,
     flushed: u32,
     promised: u32,
+    /// End of what an evacuation brought to `chunk`.
+    moved: u32,
     programs: VecDeque<Program>,
     pub(super) in_flight: u32,
     /// A part of a unit is issued up to here.
@@ -88,12 +91,10 @@ pub(super) struct Member {
     pub(super) free: bool,
     /// The chunk was closed before it was full.
     pub(super) finished: bool,
-    /// It is being closed.
-    pub(super) finishing: bool,
+    /// A flush began after that, and ended.
+    sealed: bool,
     /// Found offline, or known bad: whatever the device returned would not be this member's.
     pub(super) gone: bool,
-    /// Found open at the start: what it hides is not in memory.
-    pub(super) reopened: bool,
     /// Rises whenever `chunk` or its life changes, so that a late flush is not credited to the wrong one.
     pub(super) life: u64,
     /// What the programs that failed said.
@@ -103,11 +104,11 @@ pub(super) struct Member {
 impl Member {
     /// An empty member on a free chunk.
     pub(super) fn empty(chunk: ChunkId, limits: &Limits) -> Self {
-        Self { free: true, ..Self::found(chunk, 0, limits) }
+        Self { free: true, ..Self::found(chunk, 0, false, limits) }
     }
 
-    /// A member that was found written up to `end`, all of it flushed.
-    pub(super) fn found(chunk: ChunkId, end: u32, limits: &Limits) -> Self {
+    /// A member that was found written up to `end`, all of it flushed, and perhaps closed there.
+    pub(super) fn found(chunk: ChunkId, end: u32, closed: bool, limits: &Limits) -> Self {
         Self {
             chunk,
             recorded: chunk,
@@ -119,14 +120,14 @@ impl Member {
             done: end,
             flushed: end,
             promised: end,
+            moved: 0,
             programs: VecDeque::new(),
             in_flight: 0,
             wanted: 0,
             free: false,
-            finished: false,
-            finishing: false,
+            finished: closed,
+            sealed: closed,
             gone: false,
-            reopened: false,
             life: 0,
             errors: Vec::new(),
         }
@@ -134,7 +135,7 @@ impl Member {
 
     /// A member whose chunk is gone, with whatever it held.
     pub(super) fn gone(chunk: ChunkId, limits: &Limits) -> Self {
-        Self { health: Health::Lost, gone: true, ..Self::found(chunk, limits.chunk_sectors, limits) }
+        Self { health: Health::Lost, gone: true, ..Self::found(chunk, limits.chunk_sectors, true, limits) }
     }
 
     /// Begins a new life, empty, on `chunk`. What metadata says of it stays.
@@ -160,6 +161,12 @@ impl Member {
         self.wanted = self.wanted.max(end);
     }
 
+    /// Drops what waits to be written: the chunk is about to be reset.
+    pub(super) fn forget_waiting(&mut self, limits: &Limits) {
+        self.wanted = 0;
+        self.buffer = WriteBuffer::at(self.issued, limits.sector_bytes);
+    }
+
     /// Whether all that was issued will be durable without a flush.
     pub(super) fn is_durable_chain(&self) -> bool {
         self.health == Health::Sound
@@ -176,10 +183,9 @@ impl Member {
     /// Whether the device may count the chunk as open, or the one that takes its place.
     fn is_open(&self, limits: &Limits) -> bool {
         match self.health {
-            Health::Sound if self.reopened => true,
             Health::Sound | Health::Failing => self.issued > 0 && !self.is_closed(limits),
             Health::Evacuating => self.issued > 0,
-            Health::Lost => false,
+            Health::Lost => self.issued > 0 && !self.gone && !self.is_closed(limits),
         }
     }
 
@@ -203,15 +209,21 @@ impl Member {
         self.advance(limits);
     }
 
-    /// A flush that began when everything below `mark` was done has ended.
-    pub(super) fn credit(&mut self, mark: u32, life: u64, limits: &Limits) {
-        if self.life != life {
+    /// How far a flush that begins now will reach.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { life: self.life, done: self.done, finished: self.finished }
+    }
+
+    /// A flush that began at the mark has ended.
+    pub(super) fn credit(&mut self, mark: &Mark, limits: &Limits) {
+        if self.life != mark.life {
             return;
         }
-        for program in self.programs.iter_mut().filter(|program| program.end <= mark) {
+        for program in self.programs.iter_mut().filter(|program| program.end <= mark.done) {
             debug_assert!(program.done);
             program.durable = true;
         }
+        self.sealed |= mark.finished;
         self.advance(limits);
     }
 
@@ -231,9 +243,11 @@ impl Member {
         self.forget_readable(limits);
     }
 
-    /// What a power cut cannot take from `chunk`.
+    /// What a power cut cannot take from `chunk`. A close counts only once a flush covers it: before that the chunk may
+    /// come back open, without its last sectors.
     fn durable_end(&self, limits: &Limits) -> u32 {
-        let lag = if self.is_closed(limits) { 0 } else { limits.lag };
+        let closed = self.sealed || self.flushed == limits.chunk_sectors;
+        let lag = if closed { 0 } else { limits.lag };
         self.flushed.saturating_sub(lag)
     }
 
@@ -242,10 +256,9 @@ impl Member {
         self.finished || self.done == limits.chunk_sectors
     }
 
-    /// A finish of the chunk ended. True if it is closed, with all that was issued in it: a device that pads may fail to
+    /// A finish of the chunk ended. True if it is closed, with all that was done in it: a device that pads may fail to
     /// program the padding, which costs the chunk a strike and harms nothing.
     pub(super) fn note_finish(&mut self, result: &Result<(), MediaError>, limits: &Limits) -> bool {
-        self.finishing = false;
         let closed = match result {
             Ok(()) => true,
             Err(
@@ -255,7 +268,7 @@ impl Member {
                 if !self.is_unrecorded() {
                     self.blame = Some(Blame::Strike);
                 }
-                *end >= self.issued
+                *end >= self.done
             }
             Err(_) => false,
         };
@@ -266,8 +279,11 @@ impl Member {
         closed
     }
 
-    /// Frees the memory of what the device can return.
-    pub(super) fn forget_readable(&mut self, limits: &Limits) {
+    /// Frees the memory of what the device can return. Of a lost chunk nobody knows what that is.
+    fn forget_readable(&mut self, limits: &Limits) {
+        if self.health == Health::Lost {
+            return;
+        }
         let hidden = if self.is_closed(limits) { 0 } else { limits.hidden };
         self.buffer.forget_below(self.done.saturating_sub(hidden));
     }
@@ -277,11 +293,14 @@ impl Member {
         self.recorded != self.chunk
     }
 
-    /// Whether the new place may be recorded: whatever the host relies on is durable there too. Until then nothing
-    /// more is promised of this member, and a power cut falls back to the recorded chunk, which still has it.
+    /// Whether the new place may be recorded: whatever the host relies on is durable there too, and a flush covers what
+    /// was brought there, even if nothing of that was promised. (The chunk may have been reset just before, and without
+    /// a flush a power cut may bring back what it held in its earlier life.) Until then nothing more is promised of this
+    /// member, and a power cut falls back to the recorded chunk, which still has it.
     pub(super) fn may_record(&self, limits: &Limits) -> bool {
         let readable = self.health == Health::Sound || (self.health == Health::Lost && !self.gone);
-        self.is_unrecorded() && readable && self.durable_end(limits) >= self.promised
+        let arrived = self.flushed >= self.moved && self.durable_end(limits) >= self.promised;
+        self.is_unrecorded() && readable && arrived
     }
 
     /// The chunk takes no more, and there is none to go on with. If the one before it, which the metadata still names,
@@ -290,33 +309,43 @@ impl Member {
         self.health = Health::Lost;
         let kept = match remains {
             Remains::Done => self.done,
+            Remains::Readable => {
+                self.done.saturating_sub(limits.hidden).max(self.durable_end(limits)).min(self.done)
+            }
             Remains::Below(sector) => sector.min(self.done),
             Remains::Nothing => 0,
         };
         if self.is_unrecorded() && kept < self.promised {
             let left = std::mem::replace(&mut self.chunk, self.recorded);
-            self.end_at(self.promised, limits);
+            self.end_at(self.promised);
+            self.buffer = WriteBuffer::at(self.issued, limits.sector_bytes);
             return Some(left);
         }
         match remains {
             Remains::Done => {}
-            Remains::Below(_) => self.end_at(kept, limits),
+            // What the device hides stays in memory.
+            Remains::Readable => self.end_at(kept),
+            Remains::Below(_) => {
+                self.end_at(kept);
+                self.buffer = WriteBuffer::at(self.issued, limits.sector_bytes);
+            }
             Remains::Nothing => self.gone = true,
         }
         None
     }
 
-    /// The chunk is closed by the device and ends here.
-    fn end_at(&mut self, end: u32, limits: &Limits) {
+    /// The member ends here, and the chunk hides nothing below that.
+    fn end_at(&mut self, end: u32) {
         self.life += 1;
         self.finished = true;
+        self.sealed = false;
         self.done = end;
         self.flushed = self.flushed.min(end);
+        self.moved = self.moved.min(end);
         self.programs.clear();
         if self.flushed < end {
             self.programs.push_back(Program { end, durable: false, done: true });
         }
-        self.buffer = WriteBuffer::at(self.issued, limits.sector_bytes);
     }
 
     /// The durable metadata now says `chunk`. Returns the chunk that it said before.
@@ -339,9 +368,10 @@ impl Member {
         self.health = Health::Sound;
         self.free = self.issued == 0;
         self.finished = false;
-        self.reopened = false;
+        self.sealed = false;
         self.life += 1;
         self.errors.clear();
+        self.moved = self.issued;
         self.flushed = 0;
         self.done = self.issued;
         self.programs.clear();
@@ -350,6 +380,14 @@ impl Member {
         }
         std::mem::replace(&mut self.chunk, chunk)
     }
+}
+
+/// How far a member was when a flush began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    life: u64,
+    done: u32,
+    finished: bool,
 }
 
 /// What stopped a line for good.
@@ -376,8 +414,6 @@ pub(super) struct Line {
     /// A finish is under way.
     pub(super) finishing: bool,
     pub(super) class: Option<LifetimeClass>,
-    /// The most urgent reason why its content should be moved.
-    pub(super) sick: Option<NoticeKind>,
     /// Rises with every reset.
     pub(super) life: u64,
 }
@@ -392,14 +428,8 @@ impl Line {
             acknowledged: 0,
             finishing: false,
             class: None,
-            sick: None,
             life: 0,
         }
-    }
-
-    /// Notes a reason to move its content.
-    pub(super) fn mark(&mut self, kind: NoticeKind) {
-        self.sick = self.sick.max(Some(kind));
     }
 
     /// Where the next write goes, while the line is open: round robin leaves no gaps.
@@ -435,7 +465,10 @@ impl Line {
 
     /// Whether anything of it is not flushed or not recorded.
     pub(super) fn is_unsettled(&self) -> bool {
-        self.members.iter().any(|member| member.flushed < member.buffer.end() || member.is_unrecorded())
+        self.members.iter().any(|member| {
+            let flushed = member.flushed >= member.buffer.end() && member.sealed == member.finished;
+            !flushed || member.is_unrecorded()
+        })
     }
 }
 
@@ -444,6 +477,8 @@ impl Line {
 pub(super) enum Remains {
     /// All that completed, as far as anyone knows.
     Done,
+    /// What the device returns of a chunk that cannot be closed, or keeps over a power cut if that is more.
+    Readable,
     /// What is below this sector.
     Below(u32),
     /// Nothing.
@@ -477,5 +512,67 @@ pub(super) fn broken_by(error: &MediaError) -> Broken {
         MediaError::PowerLost => Broken::PowerLost,
         MediaError::Io { source, .. } => Broken::Device(source.kind(), error.to_string()),
         _ => Broken::Device(std::io::ErrorKind::Other, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { chunk_sectors: 32, unit_sectors: 4, sector_bytes: 1, hidden: 6, lag: 6 };
+
+    /// Writes up to `end`, which completes.
+    fn write(member: &mut Member, end: u32) {
+        member.buffer.push(&vec![0; (end - member.buffer.end()) as usize]);
+        member.want(end);
+        let (_, issued) = member.take_program(&LIMITS, false).unwrap();
+        member.in_flight -= 1;
+        member.complete(issued, &LIMITS);
+        assert_eq!(member.done(), end);
+    }
+
+    fn flush(member: &mut Member) {
+        let mark = member.mark();
+        member.credit(&mark, &LIMITS);
+    }
+
+    /// Were the close believed at once, a remap could be recorded that a power cut proves wrong.
+    #[test]
+    fn a_close_counts_once_a_flush_that_began_after_it_has_ended() {
+        let mut member = Member::empty(ChunkId(0), &LIMITS);
+        write(&mut member, 20);
+        let before = member.mark();
+        assert!(member.note_finish(&Ok(()), &LIMITS));
+        member.credit(&before, &LIMITS);
+        assert_eq!((member.flushed(), member.promised), (20, 14));
+        flush(&mut member);
+        assert_eq!((member.flushed(), member.promised), (20, 20));
+    }
+
+    #[test]
+    fn the_last_write_closes_a_chunk_and_must_be_flushed_too() {
+        let mut member = Member::empty(ChunkId(0), &LIMITS);
+        write(&mut member, 20);
+        flush(&mut member);
+        write(&mut member, 32);
+        member.credit(&Mark { done: 20, ..member.mark() }, &LIMITS);
+        assert_eq!((member.flushed(), member.promised), (20, 14));
+        flush(&mut member);
+        assert_eq!((member.flushed(), member.promised), (32, 32));
+    }
+
+    /// Of what was brought there nothing was promised, and yet the reset of the chunk must be durable.
+    #[test]
+    fn a_new_place_is_recorded_once_a_flush_covers_it() {
+        let mut member = Member::empty(ChunkId(0), &LIMITS);
+        write(&mut member, 4);
+        let before = member.mark();
+        let mut kept = WriteBuffer::at(0, 1);
+        kept.push(&[0; 4]);
+        assert_eq!(member.move_to(ChunkId(1), kept, &LIMITS), ChunkId(0));
+        member.credit(&before, &LIMITS);
+        assert!(member.is_unrecorded() && !member.may_record(&LIMITS));
+        flush(&mut member);
+        assert!(member.may_record(&LIMITS));
     }
 }

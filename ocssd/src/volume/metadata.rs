@@ -17,6 +17,9 @@
 //!   be hidden. The newest record is taken only if a chunk that holds it has no damage behind it; one place may be
 //!   damaged as long as the other is not.
 //!
+//! Damage, or a torn record, in a chunk that is not one of the newest records' is repaired by a start: it resets the chunk
+//! once both places hold the newest record.
+//!
 //! A torn record may also come to light **later**: as long as its chunk is open the device hides its last sectors, and a
 //! start that did not see it goes on from the record before. So if a chunk is not written exactly to the end of its last
 //! record, a start writes a new record before it relies on the old one, and skips a sequence number with it, which beats
@@ -117,11 +120,16 @@ impl Places {
         }
     }
 
-    /// A chunk is not to be written on: the next record of its place goes to another one if there is one.
-    pub(super) fn leave(&mut self, chunk: ChunkId) {
-        for place in self.active.iter_mut().flatten().filter(|place| place.chunk == chunk) {
-            place.appendable = false;
-        }
+    /// A chunk is not to be written on: the next record of its place goes to another one if there is one. False: it is no
+    /// place's.
+    pub(super) fn leave(&mut self, chunk: ChunkId) -> bool {
+        let place = self.active.iter_mut().flatten().find(|place| place.chunk == chunk);
+        place.map(|place| place.appendable = false).is_some()
+    }
+
+    /// Whether a chunk is one of the two that hold the newest records.
+    fn is_active(&self, chunk: ChunkId) -> bool {
+        self.active.iter().flatten().any(|place| place.chunk == chunk)
     }
 
     /// Whether a chunk is one of the candidates.
@@ -134,9 +142,9 @@ impl Places {
         self.failed.is_some()
     }
 
-    /// Makes the next commit write a record even if nothing changed.
-    pub(super) fn invalidate(&mut self) {
-        self.durable_version = None;
+    /// Whether both places hold that version of the tables, or a later one.
+    pub(super) fn holds(&self, version: u64) -> bool {
+        self.durable_version.is_some_and(|durable| durable >= version)
     }
 }
 
@@ -176,7 +184,7 @@ impl<M: Media> Shared<M> {
                 if let Some(reason) = &state.places.failed {
                     return Err(reason.error());
                 }
-                if state.places.durable_version.is_some_and(|durable| durable >= wanted) {
+                if state.places.holds(wanted) {
                     return Ok(());
                 }
                 if !state.places.writing {
@@ -279,7 +287,10 @@ impl<M: Media> Shared<M> {
                     Ok(()) => {
                         let next_sector = place.next_sector + sectors;
                         let open = next_sector < self.limits.chunk_sectors;
-                        state.places.active[index] = Some(Place { next_sector, open, ..place });
+                        let before = state.places.active[index].filter(|old| old.chunk == place.chunk);
+                        // A notice may have come while it was written.
+                        let appendable = reset || before.is_none_or(|old| old.appendable);
+                        state.places.active[index] = Some(Place { next_sector, open, appendable, ..place });
                         state.places.held[index] = sequence;
                         state.metadata_bytes += bytes.len() as u64;
                     }
@@ -314,6 +325,34 @@ impl<M: Media> Shared<M> {
             MediaError::Offline { .. } => WriteError::Chunk(Blame::Offline),
             error => WriteError::Device(error),
         })
+    }
+
+    /// Resets the chunks, other than those of the newest records, in which damage or the rest of a torn record was found.
+    /// With the newest record in both places nothing needs what they hold; but damage in two chunks at once would have
+    /// the volume refused.
+    pub(super) async fn repair_candidates(&self, found: &[Candidate]) -> Result<(), MediaError> {
+        for chunk in
+            found.iter().filter(|found| !found.is_whole(&self.assignment.geometry)).map(|found| found.chunk)
+        {
+            {
+                let state = self.state.borrow();
+                if state.places.is_active(chunk) || state.tables.defects.contains(&chunk) {
+                    continue;
+                }
+            }
+            let reset = self.media.reset(chunk).await;
+            let mut state = self.state.borrow_mut();
+            match reset {
+                Ok(()) => {
+                    state.places.free.insert(chunk);
+                }
+                Err(error @ MediaError::PowerLost) => return Err(error),
+                // The next start tries again.
+                Err(MediaError::Rule { .. }) => {}
+                Err(_) => state.blame(chunk, Blame::Offline),
+            }
+        }
+        Ok(())
     }
 
     /// A record with these tables is durable in both places: the members that it names are recorded, and the chunks

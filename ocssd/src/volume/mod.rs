@@ -20,7 +20,7 @@
 //! | `close` | finish, and what a power cut leaves |
 //! | `defects`, `spares`, `reset` | bad chunks: evacuation, judgement, replacement; the table of races |
 //! | `metadata`, `record`, `recovery` | what is remembered, where, and how it is found |
-//! | `notices` | what the device says, in lines |
+//! | `notices` | what the device says and the volume finds out, in lines |
 //! | `line`, `shared`, `jobs` | state, and work that outlives its caller |
 //!
 //! Invariants:
@@ -106,8 +106,6 @@ pub struct VolumeStatus {
     pub stripe_units: u32,
     /// Lines without a chunk for one of their members.
     pub lines_offline: u32,
-    /// Lines that should be moved (see [`Volume::lines_to_evacuate`]).
-    pub lines_to_evacuate: u32,
     /// Chunks that may still take the place of bad ones.
     pub spares_left: u32,
     /// Chunks known to be bad, from birth or grown.
@@ -153,7 +151,9 @@ impl<M: Media> Volume<M> {
         Ok(Self { shared: recovery::create(media, options).await? })
     }
 
-    /// Opens a volume. What was durable is there; a line whose members a power cut left uneven is closed.
+    /// Opens a volume. What was durable is there. A line whose members a power cut left uneven is closed, and so is every
+    /// line that was open if the device hides sectors of open chunks ([`Geometry::mw_cunits`] of the device): all that is
+    /// there of it can be read, and nothing can be added.
     ///
     /// # Errors
     /// [`VolumeError::Blank`] if there is none, [`VolumeError::Damaged`] if its metadata cannot be trusted,
@@ -200,7 +200,6 @@ impl<M: Media> Volume<M> {
             lines,
             stripe_units: self.shared.assignment.stripe.width,
             lines_offline: (0..lines).filter(offline).count() as u32,
-            lines_to_evacuate: state.lines.iter().filter(|line| line.sick.is_some()).count() as u32,
             spares_left: state.spares.count(),
             defects: state.tables.defects.len() as u32,
             remapped: state.tables.remaps.len() as u32,
@@ -209,17 +208,6 @@ impl<M: Media> Volume<M> {
             padding_bytes: state.padding_bytes,
             metadata_bytes: state.metadata_bytes,
         }
-    }
-
-    /// Lines whose content should be moved and that should then be reset, the most urgent first, each with the worst
-    /// that is known of it: a chunk that is offline or cannot be read, one that the device gave notice of
-    /// (see [`Media::take_notices`]), one that failed and could not be replaced.
-    pub fn lines_to_evacuate(&self) -> Vec<(ChunkId, NoticeKind)> {
-        let state = self.shared.state.borrow();
-        let sick = |(line, this): (u32, &line::Line)| Some((ChunkId(line), this.sick?));
-        let mut lines: Vec<_> = (0..).zip(&state.lines).filter_map(sick).collect();
-        lines.sort_by_key(|(line, kind)| (std::cmp::Reverse(*kind), *line));
-        lines
     }
 
     /// Wear of a line's members, in their order: as the device last reported it, and resets since.
@@ -238,7 +226,8 @@ impl<M: Media> Media for Volume<M> {
         &self.shared.geometry
     }
 
-    /// Wear is the highest of the line's members.
+    /// Wear is the highest of the line's members. A line that holds data and has a chunk that the device reports offline
+    /// is among the next [notices](Media::take_notices), each time.
     async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
         let found = self.shared.media.report().await?;
         let mut state = self.shared.state.borrow_mut();
@@ -247,14 +236,14 @@ impl<M: Media> Media for Volume<M> {
             *wear = info.wear;
         }
         let mut report = state.table.report();
-        for (info, line) in report.iter_mut().zip(&mut state.lines) {
+        for (info, line) in report.iter_mut().zip(&state.lines) {
             let chunks = line.members.iter().map(|member| member.chunk.0 as usize);
             info.wear = chunks.clone().map(|chunk| state.wear[chunk]).max().unwrap_or(0);
             let lost = |chunk: usize| found.get(chunk).is_some_and(|info| info.state == ChunkState::Offline);
             // An empty line's member is replaced when it is written or reset.
             let holds_data = info.write_pointer > 0;
             if holds_data && chunks.clone().any(lost) {
-                line.mark(NoticeKind::Offline);
+                state.noticed.insert((info.id.0, NoticeKind::Offline, None));
             }
         }
         Ok(report)

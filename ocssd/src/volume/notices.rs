@@ -1,13 +1,34 @@
-//! What the device says of its chunks, in the words of lines.
+//! What the device says of its chunks, in the words of lines, and what the volume finds out itself: one stream of notices
+//! for the host's list of what to rewrite ([`RefreshList`](crate::policy::refresh::RefreshList)).
+//!
+//! Its own notices: a line with a chunk that is offline ([`NoticeKind::Offline`]); a sector that cannot be read
+//! ([`NoticeKind::Unrecoverable`]); a line that takes no more writes since a chunk of it failed and could not be
+//! replaced, of which what is there is good ([`NoticeKind::EccHigh`]). Each is kept once until it is taken, or the line
+//! is reset.
 
 use super::assignment::MemberId;
 use super::shared::{Shared, State};
 use crate::geometry::ChunkId;
 use crate::media::{Media, Notice, NoticeKind};
 
+/// A notice of the volume's own: line, what it says, sectors of the line.
+pub(super) type OwnNotice = (u32, NoticeKind, Option<(u32, u32)>);
+
+impl State {
+    /// Keeps a notice of the volume's own for the host.
+    pub(super) fn notice(&mut self, line: u32, sectors: Option<(u32, u32)>, kind: NoticeKind) {
+        self.noticed.insert((line, kind, sectors));
+    }
+
+    /// A line begins a new life: whatever was wrong with it is gone.
+    pub(super) fn forget_notices(&mut self, line: u32) {
+        self.noticed.retain(|(noticed, ..)| *noticed != line);
+    }
+}
+
 impl<M: Media> Shared<M> {
-    /// [`Media::take_notices`]: those of members as notices of their lines, one for each stripe unit concerned. Those of
-    /// spares and of metadata are dealt with here.
+    /// [`Media::take_notices`]: those of members as notices of their lines, one for each stripe unit concerned, then the
+    /// volume's own. Those of spares and of metadata are dealt with here.
     pub(super) fn take_notices(&self) -> Vec<Notice> {
         let mut notices = Vec::new();
         for notice in self.media.take_notices() {
@@ -17,15 +38,16 @@ impl<M: Media> Shared<M> {
                 continue;
             }
             match self.member_on(state, notice.chunk) {
-                Some(id) => {
-                    if notice.kind != NoticeKind::EccLow {
-                        state.lines[id.line as usize].mark(notice.kind);
-                    }
-                    self.on_line(id, notice, &mut notices);
-                }
+                Some(id) => self.on_line(id, notice, &mut notices),
                 None => self.off_lines(state, notice),
             }
         }
+        let own = std::mem::take(&mut self.state.borrow_mut().noticed);
+        notices.extend(own.into_iter().map(|(line, kind, sectors)| Notice {
+            chunk: ChunkId(line),
+            sectors,
+            kind,
+        }));
         notices
     }
 
@@ -69,14 +91,11 @@ impl<M: Media> Shared<M> {
 
     fn off_lines(&self, state: &mut State, notice: Notice) {
         if state.places.is_candidate(notice.chunk) {
-            if notice.kind > NoticeKind::EccLow {
+            if notice.kind > NoticeKind::EccLow && state.places.leave(notice.chunk) {
                 // The next record goes elsewhere, and whatever is next to be durable writes one.
-                state.places.leave(notice.chunk);
-                state.places.invalidate();
+                state.tables_version += 1;
             }
-        } else if notice.kind == NoticeKind::Offline
-            && (state.spares.ready.contains(&notice.chunk) || state.spares.used.contains(&notice.chunk))
-        {
+        } else if notice.kind == NoticeKind::Offline && state.spares.contains(notice.chunk) {
             state.retire_for_good(notice.chunk);
         }
     }

@@ -5,13 +5,13 @@
 //! chunks that are read are pinned until the read is over.
 //!
 //! An error names the first sector of the **line** that could not be read. That of a member whose chunk is gone is
-//! [`MediaError::Unreadable`]: the line is there, those sectors are not.
+//! [`MediaError::Unreadable`]: the line is there, those sectors are not. So is a refusal by the rules of the device, for
+//! what the host asked was checked against the line's before.
 
 use std::rc::Rc;
 
 use futures_util::future::join_all;
 
-use super::line::Health;
 use super::shared::Shared;
 use crate::buffer::AlignedBuf;
 use crate::geometry::ChunkId;
@@ -24,6 +24,8 @@ struct DeviceRead {
     /// First sector within the chunk.
     from: u32,
     to: u32,
+    /// The life of the line that it is from.
+    life: u64,
 }
 
 /// Keeps chunks from being reset.
@@ -68,7 +70,6 @@ impl<M: Media> Shared<M> {
         if let Some(sector) = self.gone(chunk.0, sector, end) {
             return (Err(MediaError::Unreadable { chunk, sector }), buf);
         }
-        self.unhide(chunk.0, sector, end).await;
         let (reads, _pins) = self.from_memory(chunk.0, sector, end, &mut buf);
         let result = match &reads[..] {
             [only] if only.to - only.from == end - sector => {
@@ -101,7 +102,8 @@ impl<M: Media> Shared<M> {
         let (stripe, sector_bytes) = (&self.assignment.stripe, self.limits.sector_bytes);
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let members = &state.lines[line as usize].members;
+        let this = &state.lines[line as usize];
+        let (members, life) = (&this.members, this.life);
         for piece in stripe.pieces(sector, end - sector) {
             let memory = &members[piece.member].buffer;
             let piece_end = piece.sector + piece.sectors;
@@ -116,7 +118,7 @@ impl<M: Media> Shared<M> {
             let from = stripe.member_end(index, sector);
             let to = stripe.member_end(index, end).min(member.buffer.start());
             if from < to {
-                reads.push(DeviceRead { member: index, chunk: member.chunk, from, to });
+                reads.push(DeviceRead { member: index, chunk: member.chunk, from, to, life });
             }
         }
         let chunks: Vec<ChunkId> = reads.iter().map(|read| read.chunk).collect();
@@ -176,70 +178,38 @@ impl<M: Media> Shared<M> {
         // A device may name any sector; ours is one of those asked for.
         let on_line =
             |sector: u32| self.assignment.stripe.sector_of(read.member, sector.clamp(read.from, read.to - 1));
-        let mark = |kind| self.state.borrow_mut().lines[line as usize].mark(kind);
+        let notice = |sectors, kind| {
+            let mut state = self.state.borrow_mut();
+            // The line may have been reset meanwhile, and be sound now.
+            if state.lines[line as usize].life == read.life {
+                state.notice(line, sectors, kind);
+            }
+        };
         let first = on_line(read.from);
         match error {
             MediaError::PowerLost => (0, MediaError::PowerLost),
             MediaError::Unreadable { sector, .. } => {
-                mark(NoticeKind::Unrecoverable);
                 let sector = on_line(sector);
+                notice(Some((sector, 1)), NoticeKind::Unrecoverable);
                 (sector, MediaError::Unreadable { chunk, sector })
             }
             MediaError::Offline { .. } => {
-                mark(NoticeKind::Offline);
+                notice(None, NoticeKind::Offline);
+                (first, MediaError::Unreadable { chunk, sector: first })
+            }
+            // The host's part was checked before: the device does not have what it should.
+            MediaError::Rule { .. } => {
+                notice(Some((first, 1)), NoticeKind::Unrecoverable);
                 (first, MediaError::Unreadable { chunk, sector: first })
             }
             MediaError::Io { sector, source, .. } => {
                 let sector = on_line(sector);
                 (sector, MediaError::Io { operation: "read", chunk, sector, source })
             }
-            MediaError::Rule { reason, .. } => {
-                (first, MediaError::Rule { operation: "read", chunk, sector: first, reason })
-            }
             other => {
                 let source = std::io::Error::other(other.to_string());
                 (first, MediaError::Io { operation: "read", chunk, sector: first, source })
             }
         }
-    }
-
-    /// Members that were found open hide sectors that are not in memory. Before such a sector is read, the member is
-    /// closed; a later write brings it to another chunk, since this one then takes no more.
-    async fn unhide(self: &Rc<Self>, line: u32, sector: u32, end: u32) {
-        loop {
-            let hides = self.jobs.until(|| self.hides(line, sector, end)).await;
-            let Some((index, chunk)) = hides else { return };
-            let shared = Rc::clone(self);
-            self.run(async move {
-                let result = shared.media.finish(chunk).await;
-                let mut state = shared.state.borrow_mut();
-                let member = &mut state.lines[line as usize].members[index];
-                member.note_finish(&result, &shared.limits);
-                // If it could not be closed the read says so, and so does the next write.
-                member.finished = true;
-                drop(state);
-                shared.jobs.notify();
-            })
-            .await;
-        }
-    }
-
-    /// A member that hides some of those sectors: it counts as being closed now. `None`: wait for what others do.
-    fn hides(&self, line: u32, sector: u32, end: u32) -> Option<Option<(usize, ChunkId)>> {
-        let mut state = self.state.borrow_mut();
-        for (index, member) in state.lines[line as usize].members.iter_mut().enumerate() {
-            let to = self.assignment.stripe.member_end(index, end);
-            let touched = to > self.assignment.stripe.member_end(index, sector);
-            let readable = member.done().saturating_sub(self.limits.hidden);
-            if !touched || !member.reopened || member.finished || to <= readable {
-                continue;
-            }
-            if member.finishing || member.health == Health::Evacuating {
-                return None;
-            }
-            member.finishing = true;
-            return Some(Some((index, member.chunk)));
-        }
-        Some(None)
     }
 }

@@ -7,10 +7,15 @@
 //!
 //! 1. a flush: what a process that died left in the device's cache counts as flushed from here on;
 //! 2. the candidates for metadata, and the newest record; a device of another shape is refused;
-//! 3. each line from its members' write pointers ([`close`](super::close)); members of uneven lines are finished;
+//! 3. each line from its members' write pointers ([`close`](super::close)); open members of lines that cannot go on are
+//!    finished, which on a device that hides sectors of open chunks is every open one;
 //! 4. the metadata is written again if the places differ, one was damaged, or something changed;
-//! 5. only then, chunks that no line has are reset: with the newest record in both places, nothing can name them;
-//! 6. empty lines with a member that is offline get a spare, which is recorded.
+//! 5. only then, chunks that no line has are reset: with the newest record in both places, nothing can name them; nor is
+//!    anything needed of the metadata chunks that hold no newest record, which are reset if they are damaged;
+//! 6. empty lines with a member that is offline get a spare;
+//! 7. a flush: what was closed stays closed, and what was reset stays so **before** a record names it. Without that a
+//!    power cut could bring back what a spare held in its earlier life, in an empty line;
+//! 8. the spares that were given away are recorded.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -22,7 +27,7 @@ use super::assignment::{Assignment, MemberId, Tables};
 use super::close::{limit_open, recovered};
 use super::error::VolumeError;
 use super::jobs::Jobs;
-use super::line::{Health, Limits, Line, Member};
+use super::line::{Health, Limits, Line, Member, Remains, verdict};
 use super::metadata::{Candidate, Places, newest, padded_sectors, read_candidates};
 use super::record::{LABEL_BYTES_MAX, Record, record_bytes};
 use super::shared::{self, Shared, State};
@@ -38,9 +43,10 @@ const RESETS_IN_FLIGHT: usize = 64;
 /// The division of a slice of that shape, if its metadata will always fit.
 pub(super) fn assign(slice: Geometry, options: &VolumeOptions) -> Result<Assignment, VolumeError> {
     let assignment = Assignment::new(slice, options.stripe_units, options.spare_chunks_per_unit)?;
-    // Every spare may replace something, and every chunk go bad.
-    let chunks = slice.chunk_count() as usize;
-    let worst = record_bytes(LABEL_BYTES_MAX, assignment.first_spares().len(), chunks, chunks);
+    // A chunk that was replaced is a spare itself once it was reset, so every member may come to stand elsewhere; and
+    // every chunk may go bad.
+    let (chunks, members) = (slice.chunk_count() as usize, assignment.members().count());
+    let worst = record_bytes(LABEL_BYTES_MAX, members, chunks, chunks);
     if padded_sectors(&slice, worst) > slice.chunk_sectors {
         return Err(VolumeError::Options("a chunk cannot hold the metadata"));
     }
@@ -95,7 +101,7 @@ pub(super) async fn create<M: Media>(
     let places = Places::empty(assignment.candidates(), free, kept);
     let limits = limits(&media, &assignment);
     let lines = empty_lines(&assignment, &tables, &limits);
-    let spares = Spares { ready: spares, used: BTreeSet::new() };
+    let spares = Spares { ready: spares, ..Spares::default() };
     let label = options.label.clone();
     let shared = assemble(media, Parts { assignment, limits, label, lines, tables, spares, places, wear });
     commit(&shared).await?;
@@ -148,11 +154,10 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         recovered(&assignment.stripe, geometry.ws_min, &members)
     };
     let mut states: Vec<(ChunkState, u32)> = found_members.iter().map(as_found).collect();
-    limit_open(&mut states, assignment.max_open());
+    limit_open(&mut states, limits.hidden, assignment.max_open());
     let lines: Vec<Line> = found_members
         .iter()
-        .zip(&states)
-        .map(|(members, (state, _))| found_line(*state, members, &limits))
+        .map(|members| Line::new(members.iter().map(|member| found_member(member, &limits)).collect()))
         .collect();
     let mut spares = Spares::default();
     let mut offline = Vec::new();
@@ -178,9 +183,12 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
             if kind == ChunkState::Open {
                 state.open.insert(line as u32);
             }
+            if kind != ChunkState::Free && state.lines[line].members.iter().any(|member| member.gone) {
+                state.notice(line as u32, None, NoticeKind::Offline);
+            }
         }
     }
-    close_uneven_lines(&shared, &report).await?;
+    close_lines(&shared, &report).await?;
     let left = {
         let state = shared.state.borrow();
         let candidates = found.iter().map(|found| found.chunk).filter(|chunk| !state.places.is_open(*chunk));
@@ -195,14 +203,22 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
         kept => kept.is_ok(),
     };
     if kept {
-        let used = std::mem::take(&mut shared.state.borrow_mut().spares.used);
+        shared.repair_candidates(&found).await?;
+        let used = shared.state.borrow().spares.used.clone();
         for chunk in used {
+            shared.state.borrow_mut().spares.begin_judging(chunk);
             shared.judge(chunk).await;
         }
     }
     let missing = replace_missing(&shared, kept).await;
     if missing > 0 && mode == OpenMode::Strict {
         return Err(shared.state.borrow().no_spare(&shared.assignment, missing));
+    }
+    shared.barrier().await?;
+    {
+        let mut state = shared.state.borrow_mut();
+        let lines = state.unsettled.clone();
+        state.forget_settled(lines);
     }
     match commit(&shared).await {
         Err(error) if mode == OpenMode::Strict || is_power_lost(&error) => return Err(error),
@@ -211,56 +227,58 @@ pub(super) async fn open<M: Media>(media: M, mode: OpenMode) -> Result<Rc<Shared
     Ok(shared)
 }
 
-/// A line as its members were found.
-fn found_line(state: ChunkState, members: &[(ChunkId, (ChunkState, u32))], limits: &Limits) -> Line {
-    let member = |(chunk, (found, pointer)): &(ChunkId, (ChunkState, u32))| {
-        let end = match found {
-            ChunkState::Free => 0,
-            ChunkState::Open | ChunkState::Closed => (*pointer).min(limits.chunk_sectors),
-            ChunkState::Offline => return Member::gone(*chunk, limits),
-        };
-        let mut member = Member::found(*chunk, end, limits);
-        member.free = *found == ChunkState::Free;
-        member.finished = *found == ChunkState::Closed;
-        member.reopened =
-            state == ChunkState::Open && limits.hidden > 0 && *found == ChunkState::Open && end > 0;
-        member
-    };
-    let mut line = Line::new(members.iter().map(member).collect());
-    if state != ChunkState::Free && line.members.iter().any(|member| member.gone) {
-        line.mark(NoticeKind::Offline);
+/// A member as its chunk was found.
+fn found_member((chunk, (found, pointer)): &(ChunkId, (ChunkState, u32)), limits: &Limits) -> Member {
+    let end = (*pointer).min(limits.chunk_sectors);
+    match found {
+        ChunkState::Free => Member::empty(*chunk, limits),
+        ChunkState::Open => Member::found(*chunk, end, false, limits),
+        ChunkState::Closed => Member::found(*chunk, end, true, limits),
+        ChunkState::Offline => Member::gone(*chunk, limits),
     }
-    line
 }
 
 /// Finishes the open members of lines that cannot go on.
-async fn close_uneven_lines<M: Media>(
-    shared: &Rc<Shared<M>>,
-    report: &[ChunkInfo],
-) -> Result<(), MediaError> {
+async fn close_lines<M: Media>(shared: &Rc<Shared<M>>, report: &[ChunkInfo]) -> Result<(), MediaError> {
     let mut open = Vec::new();
     {
-        let state = shared.state.borrow();
-        for (index, line) in state.lines.iter().enumerate() {
-            let closed = state.table.state(ChunkId(index as u32)) == ChunkState::Closed;
+        let mut state = shared.state.borrow_mut();
+        let state = &mut *state;
+        for (index, line) in (0..).zip(&state.lines) {
+            let open_before = open.len();
+            let closed = state.table.state(ChunkId(index)) == ChunkState::Closed;
             for (nth, member) in line.members.iter().enumerate() {
                 let is_open = report[member.chunk.0 as usize].state == ChunkState::Open;
                 if closed && is_open && member.health == Health::Sound {
                     open.push((index, nth, member.chunk));
                 }
             }
+            if open.len() > open_before {
+                state.unsettled.insert(index);
+                let unused = shared.geometry.chunk_sectors - state.table.write_pointer(ChunkId(index));
+                state.padding_bytes += u64::from(unused) * u64::from(shared.geometry.sector_bytes);
+            }
         }
     }
     for (line, nth, chunk) in open {
-        let result = shared.media.finish(chunk).await;
-        if matches!(result, Err(MediaError::PowerLost)) {
-            return result;
-        }
+        let finished = shared.media.finish(chunk).await;
         let mut state = shared.state.borrow_mut();
-        if !state.lines[line].members[nth].note_finish(&result, &shared.limits) {
-            // What it hides cannot be read then: better moved while the rest can.
-            state.lines[line].mark(NoticeKind::Offline);
+        if state.lines[line as usize].members[nth].note_finish(&finished, &shared.limits) {
+            continue;
         }
+        let error = match finished {
+            Err(error @ MediaError::PowerLost) => return Err(error),
+            finished => finished.err(),
+        };
+        // Of what the chunk hides nothing was durable, unless the device protects it: then it may be read one day.
+        let remains =
+            verdict(&mut error.into_iter().collect()).map_or(Remains::Readable, |(_, remains)| remains);
+        state.lose(line, nth, remains, &shared.limits);
+        let ends = state.lines[line as usize].members.iter().map(|member| Some(member.done()));
+        let ws_min = shared.geometry.ws_min;
+        let end = shared.assignment.stripe.prefix(ends) / ws_min * ws_min;
+        let end = end.min(state.table.write_pointer(ChunkId(line)));
+        state.table.set(ChunkId(line), ChunkState::Closed, end);
     }
     Ok(())
 }
@@ -273,7 +291,7 @@ async fn replace_missing<M: Media>(shared: &Rc<Shared<M>>, may_record: bool) -> 
     {
         let state = shared.state.borrow();
         for (line, this) in (0..).zip(&state.lines) {
-            let lost = this.members.iter().enumerate().filter(|(_, member)| member.health == Health::Lost);
+            let lost = this.members.iter().enumerate().filter(|(_, member)| member.gone);
             match state.table.state(ChunkId(line)) {
                 ChunkState::Free => empty.extend(lost.map(|(index, member)| (line, index, member.chunk))),
                 // The next reset of the line will need a spare.

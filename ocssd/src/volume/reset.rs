@@ -55,7 +55,6 @@ impl<M: Media> Shared<M> {
         let under_way = |member: &Member| {
             member.recording
                 || member.in_flight > 0
-                || member.finishing
                 || matches!(member.health, Health::Failing | Health::Evacuating)
         };
         let at_rest = || {
@@ -68,7 +67,7 @@ impl<M: Media> Shared<M> {
             let mut state = self.state.borrow_mut();
             // From here on a flush, even one that began before, writes nothing more of the old life.
             state.unsettled.remove(&line);
-            state.forget_waiting(line);
+            state.forget_waiting(line, &self.limits);
             let this = &mut state.lines[line as usize];
             this.life += 1;
             this.members.iter().map(|member| (member.chunk, member.free)).collect()
@@ -152,6 +151,7 @@ impl<M: Media> Shared<M> {
         }
         {
             let mut state = self.state.borrow_mut();
+            state.forget_notices(line);
             let this = &mut state.lines[line as usize];
             let life = this.life + 1;
             let members = std::mem::take(&mut this.members);
@@ -191,7 +191,7 @@ impl<M: Media> Shared<M> {
         let used: Vec<ChunkId> = {
             let mut state = self.state.borrow_mut();
             let used: Vec<ChunkId> = state.to_judge().collect();
-            state.spares.used.retain(|chunk| !used.contains(chunk));
+            used.iter().for_each(|chunk| state.spares.begin_judging(*chunk));
             used
         };
         join_all(used.into_iter().map(|chunk| self.judge(chunk))).await;

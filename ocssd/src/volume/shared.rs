@@ -9,8 +9,9 @@ use std::rc::Rc;
 use super::assignment::{Assignment, MemberId, Tables};
 use super::error::VolumeError;
 use super::jobs::Jobs;
-use super::line::{Blame, Broken, Health, Limits, Line, Remains, verdict};
+use super::line::{Blame, Broken, Health, Limits, Line, Mark, Member, Remains, verdict};
 use super::metadata::Places;
+use super::notices::OwnNotice;
 use super::spares::{STRIKES_MAX, Spares};
 use crate::buffer::AlignedBuf;
 use crate::chunk_table::ChunkTable;
@@ -41,7 +42,7 @@ pub(super) struct State {
     waiting: BTreeSet<u32>,
     /// What the next metadata record will say.
     pub(super) tables: Tables,
-    /// Rises with every change of `tables`.
+    /// Rises with every change of `tables`, and when they must be recorded anew.
     pub(super) tables_version: u64,
     pub(super) places: Places,
     pub(super) spares: Spares,
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) readers: Vec<u32>,
     /// Wear as the device last reported it, and resets since.
     pub(super) wear: Vec<u32>,
+    /// What the volume itself noticed of lines, until the host takes it.
+    pub(super) noticed: BTreeSet<OwnNotice>,
     /// A flush failed: no later one may claim to cover what that one lost.
     pub(super) flush_failed: bool,
     pub(super) counters: MediaCounters,
@@ -84,6 +87,7 @@ impl State {
             spares,
             readers: vec![0; wear.len()],
             wear,
+            noticed: BTreeSet::new(),
             flush_failed: false,
             counters: MediaCounters::default(),
             evacuations: 0,
@@ -108,9 +112,18 @@ impl State {
         self.open.insert(line)
     }
 
-    /// A line is being reset: what it wanted to write is of its old life, and must not follow into the new one.
-    pub(super) fn forget_waiting(&mut self, line: u32) {
+    /// A line is being reset: what waits to be written is of its old life, and must not follow into the new one. It may
+    /// wait for another line to be closed, or for a flush that began before.
+    pub(super) fn forget_waiting(&mut self, line: u32, limits: &Limits) {
         self.waiting.remove(&line);
+        for member in &mut self.lines[line as usize].members {
+            member.forget_waiting(limits);
+        }
+    }
+
+    /// Whether the durable metadata is behind, and can be brought up to date.
+    pub(super) fn is_metadata_behind(&self) -> bool {
+        !self.places.has_failed() && !self.places.holds(self.tables_version)
     }
 
     /// The error of a line that is broken, as its host sees it.
@@ -163,18 +176,34 @@ impl State {
     }
 
     /// Every unsettled member's mark for a flush that begins now.
-    fn marks(&self) -> Vec<Mark> {
+    fn marks(&self) -> Vec<(u32, Vec<Mark>)> {
         let of_line = |line: &u32| {
-            let line = *line;
-            let members = self.lines[line as usize].members.iter().enumerate();
-            members.map(move |(index, member)| Mark {
-                line,
-                member: index,
-                life: member.life,
-                done: member.done(),
-            })
+            let members = self.lines[*line as usize].members.iter();
+            (*line, members.map(Member::mark).collect())
         };
-        self.unsettled.iter().flat_map(of_line).collect()
+        self.unsettled.iter().map(of_line).collect()
+    }
+
+    /// Forgets which of those lines were unsettled and are not any more.
+    pub(super) fn forget_settled(&mut self, lines: impl IntoIterator<Item = u32>) {
+        for line in lines {
+            if !self.lines[line as usize].is_unsettled() {
+                self.unsettled.remove(&line);
+            }
+        }
+    }
+
+    /// The member's chunk takes no more, and there is none to go on with.
+    pub(super) fn lose(&mut self, line: u32, index: usize, remains: Remains, limits: &Limits) {
+        let member = &mut self.lines[line as usize].members[index];
+        let left = member.lose(remains, limits);
+        let gone = member.gone;
+        if let Some(left) = left {
+            self.blame(left, if remains == Remains::Nothing { Blame::Offline } else { Blame::Strike });
+            self.give_back(left);
+        }
+        // What is left of the line is good, and had better be moved while it is.
+        self.notice(line, None, if gone { NoticeKind::Offline } else { NoticeKind::EccHigh });
     }
 
     /// Spares that the layout keeps, for a message.
@@ -185,14 +214,6 @@ impl State {
             spares: assignment.first_spares().len() as u32,
         }
     }
-}
-
-/// How far a member was done when a flush began.
-struct Mark {
-    line: u32,
-    member: usize,
-    life: u64,
-    done: u32,
 }
 
 impl<M: Media> Shared<M> {
@@ -251,7 +272,7 @@ impl<M: Media> Shared<M> {
             let verdict = verdict(&mut member.errors);
             drop(state);
             match verdict {
-                Ok(failure) => self.begin_evacuation(line, index, Some(failure)),
+                Ok(failure) => self.begin_evacuation(line, index, failure),
                 Err(broken) => self.give_up(line, index, Remains::Done, broken),
             }
         } else {
@@ -264,13 +285,8 @@ impl<M: Media> Shared<M> {
     /// A line can take no more writes: closes its members, so that what is there can be read and moved.
     pub(super) fn give_up(self: &Rc<Self>, line: u32, index: usize, remains: Remains, broken: Broken) {
         let mut state = self.state.borrow_mut();
-        if let Some(left) = state.lines[line as usize].members[index].lose(remains, &self.limits) {
-            let blame = if remains == Remains::Nothing { Blame::Offline } else { Blame::Strike };
-            state.blame(left, blame);
-            state.give_back(left);
-        }
+        state.lose(line, index, remains, &self.limits);
         let this = &mut state.lines[line as usize];
-        this.mark(NoticeKind::Offline);
         if this.broken.is_none() {
             this.broken = Some(broken);
             this.closing = true;
@@ -286,24 +302,11 @@ impl<M: Media> Shared<M> {
             let state = self.state.borrow();
             let busy = |health| matches!(health, Health::Failing | Health::Evacuating);
             let mut members = state.lines[line as usize].members.iter();
-            members
-                .all(|member| member.in_flight == 0 && !member.finishing && !busy(member.health))
-                .then_some(())
+            members.all(|member| member.in_flight == 0 && !busy(member.health)).then_some(())
         };
         self.jobs.wait(at_rest).await;
         for index in 0..self.assignment.stripe.width as usize {
-            let open = {
-                let state = self.state.borrow();
-                let member = &state.lines[line as usize].members[index];
-                let partial = member.issued() > 0 && member.issued() < self.limits.chunk_sectors;
-                (partial && !member.finished && member.health == Health::Sound).then_some(member.chunk)
-            };
-            if let Some(chunk) = open {
-                // If it fails, the chunk stays open, and what it hides stays in memory.
-                let result = self.media.finish(chunk).await;
-                let mut state = self.state.borrow_mut();
-                state.lines[line as usize].members[index].note_finish(&result, &self.limits);
-            }
+            self.close_member(line, index).await;
         }
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
@@ -318,6 +321,35 @@ impl<M: Media> Shared<M> {
         drop(guard);
         self.pump_waiting();
         self.jobs.notify();
+    }
+
+    /// Closes a member of a broken line if it is open. If it cannot be closed it ends before what the chunk hides, which
+    /// no flush makes durable.
+    async fn close_member(&self, line: u32, index: usize) {
+        let member = |state: &State| -> Option<ChunkId> {
+            let member = &state.lines[line as usize].members[index];
+            let partial = member.issued() > 0 && member.done() < self.limits.chunk_sectors;
+            (partial && !member.finished && !member.gone).then_some(member.chunk)
+        };
+        let Some(chunk) = member(&self.state.borrow()) else { return };
+        let finished = self.media.finish(chunk).await;
+        if self.state.borrow_mut().lines[line as usize].members[index].note_finish(&finished, &self.limits) {
+            return;
+        }
+        // Until it is known which chunk the metadata names, neither may be given away.
+        let recorded = || (!self.state.borrow().lines[line as usize].members[index].recording).then_some(());
+        self.jobs.wait(recorded).await;
+        let mut state = self.state.borrow_mut();
+        let remains = match verdict(&mut finished.err().into_iter().collect()) {
+            Ok((_, remains)) => remains,
+            Err(broken) => {
+                if matches!(broken, Broken::PowerLost) {
+                    state.lines[line as usize].broken = Some(broken);
+                }
+                Remains::Readable
+            }
+        };
+        state.lose(line, index, remains, &self.limits);
     }
 
     /// A barrier on the device. Resolves when everything that was done before is flushed, and is credited as such.
@@ -339,15 +371,18 @@ impl<M: Media> Shared<M> {
         if state.flush_failed {
             return Err(flush_failed());
         }
-        for Mark { line, member, life, done } in marks {
-            state.lines[line as usize].members[member].credit(done, life, &self.limits);
+        for (line, marks) in marks {
+            for (member, mark) in state.lines[line as usize].members.iter_mut().zip(&marks) {
+                member.credit(mark, &self.limits);
+            }
         }
         drop(state);
         self.jobs.notify();
         Ok(())
     }
 
-    /// A spare for a member of `unit`, free. `None`: there is none, and no used one could be made free.
+    /// A spare for a member of `unit`, free. `None`: there is none, and no used one could be made free. For jobs: it waits
+    /// for those that others are judging.
     pub(super) async fn take_spare(&self, unit: u32) -> Option<ChunkId> {
         loop {
             let used = {
@@ -359,36 +394,73 @@ impl<M: Media> Shared<M> {
                 }
                 let chosen = state.to_judge().min_by_key(|chunk| {
                     (geometry.unit_of(*chunk) != unit, state.wear[chunk.0 as usize], *chunk)
-                })?;
-                state.spares.used.remove(&chosen);
+                });
+                if let Some(chosen) = chosen {
+                    state.spares.begin_judging(chosen);
+                }
                 chosen
             };
-            if !self.judge(used).await {
-                return None;
+            match used {
+                Some(used) => {
+                    if !self.judge(used).await {
+                        return None;
+                    }
+                }
+                None => {
+                    let judged = self.state.borrow().spares.judged;
+                    if self.state.borrow().spares.judging.is_empty() {
+                        return None;
+                    }
+                    let another = || (self.state.borrow().spares.judged != judged).then_some(());
+                    self.jobs.wait(another).await;
+                }
             }
         }
     }
 
-    /// Resets a used spare that was taken from the spares: it becomes a ready one, or a defect. False: neither, the
-    /// device itself failed.
+    /// Resets a spare that [is being judged](super::spares::Spares::begin_judging): it becomes a ready one, or a defect.
+    /// False: neither, the device itself failed.
     pub(super) async fn judge(&self, chunk: ChunkId) -> bool {
         let reset = self.media.reset(chunk).await;
         let mut state = self.state.borrow_mut();
-        match reset {
+        state.spares.end_judging(chunk);
+        let told = match reset {
             Ok(()) => {
                 state.wear[chunk.0 as usize] += 1;
-                state.spares.ready.insert(chunk);
+                // A notice may have come meanwhile.
+                if !state.tables.defects.contains(&chunk) {
+                    state.spares.ready.insert(chunk);
+                }
                 true
             }
             Err(MediaError::PowerLost | MediaError::Rule { .. }) => {
-                state.spares.used.insert(chunk);
+                state.give_back(chunk);
                 false
             }
             Err(_) => {
                 state.retire_for_good(chunk);
                 true
             }
+        };
+        drop(state);
+        self.jobs.notify();
+        told
+    }
+
+    /// Takes back a spare that nothing came to stand on. If anything was `written` to it, it is closed, since the device
+    /// may count it as open, and judged.
+    pub(super) async fn take_back(&self, chunk: ChunkId, written: bool) {
+        {
+            let mut state = self.state.borrow_mut();
+            if !written {
+                state.spares.ready.insert(chunk);
+                return;
+            }
+            state.spares.begin_judging(chunk);
         }
+        // If it cannot be closed, its reset tells.
+        let _ = self.media.finish(chunk).await;
+        self.judge(chunk).await;
     }
 
     /// The unit that a member of a line is to stand in.

@@ -2,7 +2,8 @@
 //!
 //! A spare is *ready* (free) or *used*: it held something once, and its next reset judges it (liblightnvm and pblk do
 //! the same: a failed write evacuates the chunk, and only a failed reset retires it). A used one may be the chunk that
-//! failed, on its way back with a strike; or one that a power cut left half filled.
+//! failed, on its way back with a strike; or one that a power cut left half filled. While it is reset it is *being
+//! judged*: whoever needs a spare and finds none waits for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,18 +17,39 @@ pub(super) const STRIKES_MAX: u32 = 2;
 pub(super) struct Spares {
     pub(super) ready: BTreeSet<ChunkId>,
     pub(super) used: BTreeSet<ChunkId>,
+    pub(super) judging: BTreeSet<ChunkId>,
+    /// Judgements that ended.
+    pub(super) judged: u64,
 }
 
 impl Spares {
     /// Spares in whatever state.
     pub(super) fn count(&self) -> u32 {
-        (self.ready.len() + self.used.len()) as u32
+        (self.ready.len() + self.used.len() + self.judging.len()) as u32
     }
 
     /// Drops a chunk that turned out to be bad.
     pub(super) fn forget(&mut self, chunk: ChunkId) {
         self.ready.remove(&chunk);
         self.used.remove(&chunk);
+        self.judging.remove(&chunk);
+    }
+
+    /// Whether a chunk is one of them.
+    pub(super) fn contains(&self, chunk: ChunkId) -> bool {
+        [&self.ready, &self.used, &self.judging].iter().any(|spares| spares.contains(&chunk))
+    }
+
+    /// A chunk is about to be reset.
+    pub(super) fn begin_judging(&mut self, chunk: ChunkId) {
+        self.used.remove(&chunk);
+        self.judging.insert(chunk);
+    }
+
+    /// It was reset, or not.
+    pub(super) fn end_judging(&mut self, chunk: ChunkId) {
+        self.judging.remove(&chunk);
+        self.judged += 1;
     }
 
     /// Takes a ready spare for a member that stands in `unit`.
@@ -77,7 +99,7 @@ mod tests {
         wear[8] = 3;
         wear[9] = 1;
         wear[10] = 2;
-        let mut spares = Spares { ready: [1, 4, 8, 9, 10].map(ChunkId).into(), used: BTreeSet::new() };
+        let mut spares = Spares { ready: [1, 4, 8, 9, 10].map(ChunkId).into(), ..Spares::default() };
         let mut take = |unit| spares.take(&geometry, &wear, unit).map(|chunk| chunk.0);
         assert_eq!(take(0), Some(1));
         assert_eq!(take(0), Some(9), "unit 2 has most; its chunk 9 is the least worn");

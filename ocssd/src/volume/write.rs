@@ -7,7 +7,6 @@
 use std::rc::Rc;
 
 use super::flush::{Asks, Target};
-use super::line::Health;
 use super::shared::Shared;
 use crate::buffer::AlignedBuf;
 use crate::geometry::ChunkId;
@@ -76,12 +75,6 @@ impl<M: Media> Shared<M> {
         state.unsettled.insert(chunk.0);
         let line = &mut state.lines[chunk.0 as usize];
         let (end, life) = (sector + sectors, line.life);
-        let mut reopened = Vec::new();
-        for (index, member) in line.members.iter().enumerate() {
-            if member.reopened && member.health == Health::Sound {
-                reopened.push(index);
-            }
-        }
         let durable = durability == Durability::Durable;
         let chain = durable && line.members.iter().all(|member| member.is_durable_chain());
         for piece in stripe.pieces(sector, sectors) {
@@ -90,10 +83,6 @@ impl<M: Media> Shared<M> {
             line.members[piece.member].buffer.push(&buf[from..from + bytes]);
         }
         drop(state);
-        for index in reopened {
-            // What the chunk hides is not in memory, so it must be closed to be read, and cannot be written on.
-            self.begin_evacuation(chunk.0, index, None);
-        }
         let accepted = Accepted { line: chunk.0, sector, end, life, chain };
         if durable {
             self.want(&accepted.target());

@@ -14,7 +14,8 @@
 //!
 //! **Memory.** A member holds at most `mw_cunits` hidden sectors, less than one stripe unit that waits, and what the
 //! host has in flight. So an open line costs `width * mw_cunits + unit` sectors of memory (only the unit at the line's
-//! write pointer is partly filled), beside the writes in flight; a closed one nothing.
+//! write pointer is partly filled), beside the writes in flight; a closed one nothing, unless it broke: that one keeps what
+//! it had until it is reset.
 
 use std::collections::VecDeque;
 

@@ -63,6 +63,10 @@ impl Harness for OverSim {
         true
     }
 
+    fn closes_open_chunks(&self) -> bool {
+        self.geometry.mw_cunits > 0
+    }
+
     fn hides(&self) -> bool {
         false
     }
@@ -93,6 +97,10 @@ impl Harness for OverFlash {
 
     fn remembers_write_pointers(&self) -> bool {
         true
+    }
+
+    fn closes_open_chunks(&self) -> bool {
+        self.0.geometry.mw_cunits > 0
     }
 
     fn hides(&self) -> bool {

@@ -60,6 +60,88 @@ fn creating_destroys_what_was_there() {
     assert_eq!(read_label(&device).unwrap(), b"another");
 }
 
+/// A chunk of the metadata cannot be reset, and keeps the records of the old volume: ours must have a higher number.
+#[test]
+fn the_record_of_an_older_volume_is_beaten() {
+    let bench = Bench::new(geometry(), 1, 0);
+    for line in 0..3 {
+        bench.device.fail_write(1, Fault::Failed);
+        bench.write(line, 16, Durable).unwrap();
+    }
+    let device = bench.device.clone();
+    drop(bench);
+    device.keep_at_reset(ChunkId(0));
+    let options = VolumeOptions { label: b"another".to_vec(), ..options() };
+    let volume = block_on(Volume::create(device.clone(), &options)).unwrap();
+    assert_eq!(volume.status().defects, 1);
+    drop(volume);
+    device.power_cycle();
+    assert_eq!(read_label(&device).unwrap(), b"another");
+    let volume = open(&device).unwrap();
+    assert_eq!((volume.label(), volume.status().remapped), (&b"another"[..], 0));
+}
+
+/// A spare is reset at a start, given to an empty line, and that is recorded. If the reset were not durable by then, a
+/// power cut would bring back what the spare held, behind what was then written to the line.
+#[test]
+fn a_reset_is_durable_before_a_record_relies_on_it() {
+    for seed in 0..40 {
+        let bench = Bench::new(geometry(), seed, 0);
+        bench.write(0, 32, Durable).unwrap();
+        bench.device.fail_write(1, Fault::Failed);
+        bench.write(0, 8, Durable).unwrap();
+        // Chunk 5 failed with half of line 0 on it, and is the only spare for chunk 16, the second of line 2.
+        for chunk in [3, 4, 11, 12, 13, 16] {
+            bench.device.sim.take_offline(ChunkId(chunk));
+        }
+        let bench = bench.power_cycle();
+        assert_eq!((bench.volume.status().remapped, bench.volume.status().spares_left), (2, 0));
+        // These go to the first chunk alone, and need no flush.
+        bench.write(2, 4, Durable).unwrap();
+        bench.power_cycle();
+    }
+}
+
+/// Until it was repaired, every start wrote new records, and damage elsewhere made two of it: the volume was refused.
+#[test]
+fn damage_where_no_newest_record_is_is_repaired() {
+    let bench = Bench::new(geometry(), 1, 0);
+    bench.write(0, 64, Durable).unwrap();
+    fill(&bench.device, 1, 0xa5);
+    let bench = bench.restart();
+    assert!(bench.volume.status().metadata_bytes > 0);
+    assert_eq!(block_on(bench.device.report()).unwrap()[1].state, ChunkState::Free);
+    let bench = bench.restart();
+    assert_eq!(bench.volume.status().metadata_bytes, 0);
+    fill(&bench.device, 9, 0xa5);
+    bench.restart().check();
+}
+
+/// The same for a chunk that a place had to leave because of damage.
+#[test]
+fn a_damaged_chunk_that_was_left_is_repaired() {
+    let bench = Bench::new(geometry(), 1, 0);
+    bench.device.fail_write(1, Fault::Failed);
+    bench.write(0, 64, Durable).unwrap();
+    // The second record, behind the first.
+    bench.device.sim.corrupt(ChunkId(0), 14, 20);
+    let bench = bench.restart();
+    let report = block_on(bench.device.report()).unwrap();
+    assert_eq!([report[0].state, report[1].state], [ChunkState::Free, ChunkState::Open]);
+    fill(&bench.device, 9, 0xa5);
+    bench.restart().check();
+}
+
+/// A chunk that was replaced becomes a spare, so in time every member may be remapped, however few the spares are.
+#[test]
+fn the_metadata_of_any_remaps_fits_its_chunk() {
+    let geometry = Geometry { chunks: 200, chunk_sectors: 16, mw_cunits: 0, ..geometry() };
+    // 390 remaps, 400 defects and as many strikes need 20 sectors.
+    let refused = options().geometry_on(geometry, true);
+    assert!(matches!(refused, Err(VolumeError::Options(_))), "{refused:?}");
+    options().geometry_on(Geometry { chunk_sectors: 20, ..geometry }, true).unwrap();
+}
+
 /// Until it is complete there is no volume, neither the old one nor a part of a new one.
 #[test]
 fn the_power_goes_while_a_volume_is_made() {

@@ -6,7 +6,7 @@
 //! After a power cut an open chunk may come back closed at any sector down to `mw_cunits` below what was flushed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,6 +32,17 @@ pub(crate) enum Fault {
     Offline,
     /// An error that names no chunk.
     Io,
+}
+
+/// What happens to a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadFault {
+    /// An error that says nothing of the sectors.
+    Io,
+    /// [`MediaError::Unreadable`].
+    Unreadable,
+    /// The device refuses it.
+    Rule,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -67,6 +78,10 @@ struct Plan {
     resets: u64,
     faults: BTreeMap<u64, Fault>,
     bad_resets: BTreeMap<u64, ()>,
+    reads: u64,
+    read_faults: BTreeMap<u64, ReadFault>,
+    failing_finishes: u32,
+    kept_at_reset: BTreeSet<ChunkId>,
     chunks: BTreeMap<ChunkId, Chunk>,
     notices: Vec<Notice>,
     lose_buffer: bool,
@@ -137,6 +152,23 @@ impl Faulty {
         let mut plan = self.plan.borrow_mut();
         let at = plan.resets + n;
         plan.bad_resets.insert(at, ());
+    }
+
+    /// The `n`-th read from now, counted from 1, fails.
+    pub(crate) fn fail_read(&self, n: u64, fault: ReadFault) {
+        let mut plan = self.plan.borrow_mut();
+        let at = plan.reads + n;
+        plan.read_faults.insert(at, fault);
+    }
+
+    /// The next finishes fail, so many, and leave the chunks open.
+    pub(crate) fn fail_finishes(&self, count: u32) {
+        self.plan.borrow_mut().failing_finishes = count;
+    }
+
+    /// Every reset of the chunk fails, and leaves it as it is.
+    pub(crate) fn keep_at_reset(&self, chunk: ChunkId) {
+        self.plan.borrow_mut().kept_at_reset.insert(chunk);
     }
 
     /// Each write and reset may fail, by that chance in a thousand, until so many did.
@@ -215,10 +247,7 @@ impl Faulty {
         let geometry = *self.sim.geometry();
         let failed = MediaError::WriteFailed { chunk, sector };
         match fault {
-            Fault::Io => {
-                let source = std::io::Error::other("planned");
-                return MediaError::Io { operation: "write", chunk, sector, source };
-            }
+            Fault::Io => return planned("write", chunk, sector),
             Fault::Offline => {
                 self.sim.take_offline(chunk);
                 return MediaError::Offline { chunk };
@@ -325,7 +354,20 @@ impl Media for Faulty {
         sector: u32,
         buf: AlignedBuf,
     ) -> (Result<(), MediaError>, AlignedBuf) {
-        let cap = self.plan.borrow().chunks.get(&chunk).and_then(|chunk| chunk.cap);
+        let (cap, fault) = {
+            let mut plan = self.plan.borrow_mut();
+            plan.reads += 1;
+            let n = plan.reads;
+            (plan.chunks.get(&chunk).and_then(|chunk| chunk.cap), plan.read_faults.remove(&n))
+        };
+        if let Some(fault) = fault {
+            let error = match fault {
+                ReadFault::Io => planned("read", chunk, sector),
+                ReadFault::Unreadable => MediaError::Unreadable { chunk, sector },
+                ReadFault::Rule => MediaError::Rule { operation: "read", chunk, sector, reason: "planned" },
+            };
+            return (Err(error), buf);
+        }
         let end = sector + (buf.len() / self.geometry().sector_bytes as usize) as u32;
         if cap.is_some_and(|cap| end > cap) {
             let reason = "the read reaches beyond the write pointer";
@@ -350,6 +392,9 @@ impl Media for Faulty {
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
         let bad = {
             let mut plan = self.plan.borrow_mut();
+            if plan.kept_at_reset.contains(&chunk) {
+                return Err(planned("reset", chunk, 0));
+            }
             plan.resets += 1;
             let n = plan.resets;
             let planned = plan.bad_resets.remove(&n).is_some();
@@ -365,6 +410,13 @@ impl Media for Faulty {
     }
 
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {
+        {
+            let mut plan = self.plan.borrow_mut();
+            if plan.failing_finishes > 0 {
+                plan.failing_finishes -= 1;
+                return Err(planned("finish", chunk, 0));
+            }
+        }
         if self.plan.borrow().chunks.get(&chunk).is_some_and(|chunk| chunk.cap.is_some()) {
             let reason = "only an open chunk can be finished";
             return Err(MediaError::Rule { operation: "finish", chunk, sector: 0, reason });
@@ -387,6 +439,11 @@ impl Media for Faulty {
     fn counters(&self) -> MediaCounters {
         self.sim.counters()
     }
+}
+
+/// An error that says nothing but that the operation failed.
+fn planned(operation: &'static str, chunk: ChunkId, sector: u32) -> MediaError {
+    MediaError::Io { operation, chunk, sector, source: std::io::Error::other("planned") }
 }
 
 /// Polls until ready. The simulated medium wakes itself, so polling again is all that waking does.

@@ -1,5 +1,6 @@
 //! What a volume promises beyond the contract of every medium: chunks that go bad, power cuts, what is remembered.
 
+mod closing;
 mod create;
 mod exhaustive;
 mod faulty;

@@ -13,7 +13,7 @@ use std::task::Poll;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, Durability, Geometry, Media, MediaError, OpenMode, Volume, VolumeError,
+    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, OpenMode, Volume, VolumeError,
     VolumeOptions,
 };
 
@@ -211,8 +211,12 @@ impl Run {
                     let (result, buf) = volume.read(ChunkId(line), 0, buf).await;
                     // A line that broke for want of a spare ends where its chunk failed, before what was acknowledged
                     // as volatile.
-                    let broke = volume.lines_to_evacuate().iter().any(|(sick, _)| sick.0 == line);
-                    if broke && matches!(result, Err(MediaError::Rule { .. })) {
+                    if matches!(result, Err(MediaError::Rule { .. }))
+                        && volume.report().await.is_ok_and(|report| {
+                            let info = report[line as usize];
+                            info.state == ChunkState::Closed && info.write_pointer < end
+                        })
+                    {
                         return;
                     }
                     if ended(result, None) {

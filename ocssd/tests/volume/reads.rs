@@ -1,10 +1,13 @@
 //! What the host is told of bad chunks, and what a volume costs.
 
+use std::time::Duration;
+
+use terrane_ocssd::policy::refresh::{RefreshList, Urgency};
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, Notice, NoticeKind,
 };
 
-use crate::faulty::{Fault, block_on};
+use crate::faulty::{Fault, ReadFault, block_on};
 use crate::model::{SECTOR, content};
 use crate::{Bench, geometry, is_no_spare};
 
@@ -12,6 +15,9 @@ use Durability::{Durable, Volatile};
 
 /// The first chunk of a line's members: chunk 5 of unit 0 and chunk 5 of unit 1 are line 0.
 const FIRST_LINE_CHUNK: u32 = 5;
+
+/// Line 0 has a chunk that is offline.
+const OFFLINE: Notice = Notice { chunk: ChunkId(0), sectors: None, kind: NoticeKind::Offline };
 
 fn read(bench: &Bench, line: u32, from: u32, sectors: u32) -> Result<(), MediaError> {
     let buf = AlignedBuf::zeroed(sectors as usize * SECTOR);
@@ -43,11 +49,12 @@ fn a_closed_line_that_loses_a_chunk_loses_only_that() {
         let whole = read(&bench, 0, 1, 40);
         assert!(matches!(whole, Err(MediaError::Unreadable { chunk: ChunkId(0), sector: 4 })), "{whole:?}");
         read(&bench, 1, 0, 64).unwrap();
-        assert_eq!(bench.volume.lines_to_evacuate(), [(ChunkId(0), NoticeKind::Offline)]);
+        assert_eq!(bench.volume.take_notices(), [OFFLINE], "once, however many reads failed");
+        read(&bench, 0, 4, 1).unwrap_err();
     }
     // The reset replaces it, with nothing to move.
     bench.reset(0).unwrap();
-    assert!(bench.volume.lines_to_evacuate().is_empty());
+    assert!(bench.volume.take_notices().is_empty());
     let status = bench.volume.status();
     assert_eq!((status.defects, status.remapped, status.evacuations), (1, 1, 0));
     bench.write(0, 64, Durable).unwrap();
@@ -65,7 +72,7 @@ fn a_closed_line_that_lost_a_chunk_is_found_again() {
     let volume = block_on(terrane_ocssd::Volume::open(device)).unwrap();
     let report = block_on(volume.report()).unwrap();
     assert_eq!((report[0].state, report[0].write_pointer), (ChunkState::Closed, 64));
-    assert_eq!(volume.lines_to_evacuate(), [(ChunkId(0), NoticeKind::Offline)]);
+    assert_eq!(volume.take_notices(), [OFFLINE]);
     let (lost, _) = block_on(volume.read(ChunkId(0), 0, AlignedBuf::zeroed(SECTOR)));
     assert!(matches!(lost, Err(MediaError::Unreadable { sector: 0, .. })), "{lost:?}");
     let (there, buf) = block_on(volume.read(ChunkId(0), 4, AlignedBuf::zeroed(4 * SECTOR)));
@@ -93,8 +100,6 @@ fn notices_speak_of_lines() {
         Notice { chunk: ChunkId(2), sectors: Some((0, 2)), kind: NoticeKind::EccLow },
     ];
     assert_eq!(found, expected);
-    let sick = [(ChunkId(1), NoticeKind::EccHigh), (ChunkId(0), NoticeKind::EccMedium)];
-    assert_eq!(bench.volume.lines_to_evacuate(), sick);
     assert_eq!(bench.volume.status().defects, 1, "the spare that is offline");
     assert_eq!(bench.volume.status().spares_left, 5);
 }
@@ -129,6 +134,124 @@ fn metadata_moves_away_from_a_sick_chunk() {
     bench.check();
 }
 
+/// Without a record of its own the metadata would stay in the chunk, until something else is recorded or for good.
+#[test]
+fn a_notice_of_a_metadata_chunk_moves_it_with_the_next_flush() {
+    for durability in [Durable, Volatile] {
+        let bench = Bench::new(geometry(), 1, 0);
+        bench.device.notice(Notice { chunk: ChunkId(0), sectors: None, kind: NoticeKind::EccHigh });
+        // One that holds nothing new is no reason.
+        bench.device.notice(Notice { chunk: ChunkId(10), sectors: None, kind: NoticeKind::EccHigh });
+        assert!(bench.volume.take_notices().is_empty());
+        let before = bench.volume.status().metadata_bytes;
+        bench.write(0, 16, durability).unwrap();
+        if durability == Volatile {
+            bench.flush().unwrap();
+        }
+        assert_eq!(bench.volume.status().metadata_bytes, 2 * before, "one record more in each place");
+        bench.flush().unwrap();
+        assert_eq!(bench.volume.status().metadata_bytes, 2 * before);
+        bench.device.sim.take_offline(ChunkId(0));
+        bench.device.sim.take_offline(ChunkId(9));
+        bench.power_cycle().check();
+    }
+}
+
+/// A strike that no remap goes with: were it in memory alone, a chunk that fails again and again would be taken back
+/// after each start.
+#[test]
+fn a_strike_is_recorded_by_the_next_flush() {
+    let bench = Bench::new(geometry(), 1, 0);
+    for chunk in [2, 3, 4, 11, 12, 13] {
+        bench.device.sim.take_offline(ChunkId(chunk));
+        bench.device.notice(Notice { chunk: ChunkId(chunk), sectors: None, kind: NoticeKind::Offline });
+    }
+    bench.volume.take_notices();
+    bench.device.fail_write(1, Fault::Failed);
+    assert!(is_no_spare(&bench.write(0, 16, Durable).unwrap_err()));
+    bench.reset(0).unwrap();
+    bench.flush().unwrap();
+    let bench = bench.power_cycle();
+    bench.device.fail_write(1, Fault::Failed);
+    assert!(is_no_spare(&bench.write(0, 16, Durable).unwrap_err()));
+    assert!(is_no_spare(&bench.reset(0).unwrap_err()), "the second strike is the last");
+}
+
+/// What is read during an evacuation may fail in passing; the line hangs on it.
+#[test]
+fn a_passing_read_error_does_not_stop_an_evacuation() {
+    for failures in [1, 3, 4] {
+        let bench = Bench::new(geometry(), 1, 0);
+        bench.write(0, 40, Volatile).unwrap();
+        bench.device.fail_write(1, Fault::Failed);
+        (1..=failures).for_each(|n| bench.device.fail_read(n, ReadFault::Io));
+        let written = bench.write(0, 8, Volatile);
+        if failures < 4 {
+            written.unwrap();
+            bench.check();
+            assert_eq!(bench.volume.status().evacuations, 1);
+            bench.flush().unwrap();
+        } else {
+            assert!(matches!(written, Err(MediaError::Io { .. })), "{written:?}");
+        }
+        bench.power_cycle();
+    }
+}
+
+/// It counted as open for the device, and no limit of ours knew of it.
+#[test]
+fn a_spare_that_was_half_filled_is_closed_and_judged() {
+    for n in 1..=3 {
+        let bench = Bench::new(geometry(), 1, 0);
+        bench.write(0, 40, Volatile).unwrap();
+        bench.device.fail_write(1, Fault::Failed);
+        bench.device.fail_read(n, ReadFault::Unreadable);
+        bench.write(0, 8, Volatile).unwrap_err();
+        let spare = block_on(bench.device.report()).unwrap()[2];
+        assert_eq!(spare.state, ChunkState::Free);
+        assert_eq!(spare.wear, u32::from(n > 1), "one that was not written is as it was");
+        assert_eq!(bench.volume.status().spares_left, 6);
+    }
+}
+
+/// The host kept the rules: the device has not what it should.
+#[test]
+fn a_read_that_the_device_refuses_is_unreadable() {
+    let bench = Bench::new(geometry(), 1, 0);
+    bench.write(0, 64, Durable).unwrap();
+    bench.device.fail_read(1, ReadFault::Rule);
+    let refused = read(&bench, 0, 5, 3);
+    assert!(matches!(refused, Err(MediaError::Unreadable { chunk: ChunkId(0), sector: 5 })), "{refused:?}");
+    let notice = Notice { chunk: ChunkId(0), sectors: Some((5, 1)), kind: NoticeKind::Unrecoverable };
+    assert_eq!(bench.volume.take_notices(), [notice]);
+    read(&bench, 0, 5, 3).unwrap();
+}
+
+/// One list for all that is to be rewritten: what the volume finds out itself reaches it as the device's notices do.
+#[test]
+fn what_the_volume_notices_goes_to_the_list_of_what_to_rewrite() {
+    let bench = Bench::new(geometry(), 1, 0);
+    for line in 0..3 {
+        bench.write(line, 64, Durable).unwrap();
+    }
+    bench.device.notice(Notice {
+        chunk: ChunkId(FIRST_LINE_CHUNK),
+        sectors: None,
+        kind: NoticeKind::EccMedium,
+    });
+    bench.device.sim.take_offline(ChunkId(FIRST_LINE_CHUNK + 1));
+    bench.device.fail_read(1, ReadFault::Unreadable);
+    read(&bench, 2, 8, 1).unwrap_err();
+    read(&bench, 1, 0, 1).unwrap_err();
+    let mut list = RefreshList::new(bench.volume.geometry());
+    for notice in bench.volume.take_notices() {
+        list.note(Duration::ZERO, &notice, 64).unwrap();
+    }
+    let found: Vec<_> = list.iter().map(|work| (work.chunk.0, work.urgency)).collect();
+    assert_eq!(found, [(1, Urgency::Lost), (2, Urgency::Lost), (0, Urgency::Soon)]);
+    assert!(matches!(&list.get(ChunkId(2)).unwrap().lost[..], [lost] if *lost == (8..9)));
+}
+
 /// Spares run out: the writer is told, what was written before is still there, and the line goes offline at its next
 /// reset.
 #[test]
@@ -149,7 +272,8 @@ fn when_spares_run_out_nothing_durable_is_lost() {
     assert_eq!(info.state, ChunkState::Closed);
     assert!(info.write_pointer >= 30);
     bench.check();
-    assert_eq!(bench.volume.lines_to_evacuate(), [(ChunkId(0), NoticeKind::Offline)]);
+    // What is there is good.
+    assert_eq!(bench.volume.take_notices(), [Notice { kind: NoticeKind::EccHigh, ..OFFLINE }]);
     bench.write(1, 10, Durable).unwrap();
     bench.flush().unwrap();
     // The chunk gets its second chance at the reset, and uses it.
