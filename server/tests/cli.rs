@@ -257,7 +257,10 @@ fn a_device_of_another_cluster_node_shape_or_version_is_refused() {
 fn format_refuses_what_would_destroy_or_cannot_work() {
     let node = OneNode::new();
     node.format(&[]).code(2).says("--size");
-    node.format(&["--size", "10MiB"]).code(1).says("at least");
+    let small = node.format(&["--size", "10MiB"]).code(1).says("at least");
+    assert_eq!(small.stderr.matches("are too few").count(), 1, "it is said once: {}", small.stderr);
+    // No node with this configuration would start on it.
+    node.format(&["--size", SMALL, "--chunk-size", "3MiB"]).code(1).says("lower value_bytes_max");
     assert!(!node.data.exists(), "a refused format creates nothing");
     node.format(&["--size", "4 MB"]).code(2).says("powers of two");
     let done = node.format(&["--size", SMALL]).code(0);
