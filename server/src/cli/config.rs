@@ -1,6 +1,6 @@
 //! `terrane config`: the example to start from, and a check of what became of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use terrane_ocssd::{Device, OpenError, Superblock};
