@@ -29,6 +29,8 @@ fn wrong_usage_is_code_2_and_names_the_mistake() {
         (&["run", "--value-size", "8"], "32 bytes"),
         (&["run", "--value-size", "1.5KiB"], "is no unit"),
         (&["run", "--clients", "0"], "--clients"),
+        (&["run", "--theta", "-1"], "0 to 10 is allowed"),
+        (&["compare", "--value-sizes", "1024,12"], "32 bytes"),
         (&["demo", "--nodes", "0"], "--nodes"),
         (&["demo", "--seconds", "0"], "--seconds"),
         (&["fly"], "fly"),

@@ -16,6 +16,7 @@
 //! - A device is opened only as the kind that it was laid out as, and only if it still has the shape that its data
 //!   relies on.
 //! - Every refusal says why, and what to do.
+//! - A path is resolved once, before it is looked at: a symbolic link is not itself formatted over, or removed.
 
 mod detect;
 mod error;
@@ -25,12 +26,13 @@ mod managed;
 mod media;
 mod placed;
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::file::{FileDevice, FileOptions};
+use crate::file::{FileDevice, FileOptions, superblock_of};
 use crate::flash::FlashDevice;
-use crate::format::{FormatError, FormatOptions, format, look};
+use crate::format::{FormatError, FormatOptions, format, look, read_superblock};
 use crate::superblock::Superblock;
 use crate::zoned::ZonedDevice;
 
@@ -61,6 +63,15 @@ pub struct KindOptions {
     pub kind: Option<DeviceKind>,
     /// The shape of emulated flash.
     pub flash: FlashLayout,
+}
+
+/// What stands at a path, as far as it can be told without disturbing who works on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inspection {
+    /// What kind of device it is.
+    pub kind: DeviceKind,
+    /// Whose it is, and how it is divided. `None`: it has zones, and only who has them to itself can tell.
+    pub superblock: Option<Superblock>,
 }
 
 /// An open device. Clones share it; any thread may take its slice.
@@ -113,6 +124,43 @@ impl Device {
         Ok(Site::to_open(&Host::default(), path.as_ref())?.kind(None)?)
     }
 
+    /// Looks at what was laid out at `path`: takes no lock, opens it for reading only and sends it no command, so that a
+    /// node may run on it, or start meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// The reason why it could not be opened either; that it is in use is none.
+    pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, OpenError> {
+        let site = Site::to_open(&Host::default(), path.as_ref())?;
+        let path = site.path();
+        let open = |path: &Path| {
+            let refused = |source| OpenError::Io { step: "open", path: path.to_path_buf(), source };
+            File::open(path).map_err(refused)
+        };
+        let kind = site.kind_without_lock()?;
+        let superblock = match kind {
+            DeviceKind::Conventional => Some(superblock_of(path, &open(path)?)?),
+            DeviceKind::Flash => {
+                let raw = Raw::Flash(FlashDevice::look_at_file(path)?);
+                Some(*Managed::open(path, raw)?.superblock())
+            }
+            DeviceKind::Zoned => None,
+            DeviceKind::Fdp => {
+                // The same sectors.
+                let block = site.namespace_block().map(|name| Path::new("/dev").join(name));
+                let front = open(&block.unwrap_or_else(|| path.to_path_buf()))?;
+                let found = read_superblock(&front)
+                    .map_err(|source| OpenError::Io { step: "read", path: path.to_path_buf(), source })?
+                    .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
+                if found.kind != kind {
+                    let laid_out = found.kind;
+                    return Err(OpenError::KindDiffers { path: path.to_path_buf(), laid_out, found: kind });
+                }
+                Some(found)
+            }
+        };
+        Ok(Inspection { kind, superblock })
+    }
+
     /// Lays out what stands at `path`, as the kind that is asked for or found; what no backend needs to be told of
     /// `options` must be left out. Everything is durable when it returns. Blocks the calling thread.
     ///
@@ -124,14 +172,16 @@ impl Device {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Superblock, FormatError> {
         let found = look(&Host::default(), path)?;
+        let path = found.as_ref().map_or(path, Site::path);
         let kind = match (&found, as_kind.kind) {
             (Some(site), kind) => site.kind_to_lay_out(kind)?,
             // A file can be made, a device cannot.
             (None, None | Some(DeviceKind::Conventional)) => DeviceKind::Conventional,
             (None, Some(DeviceKind::Flash)) => DeviceKind::Flash,
             (None, Some(DeviceKind::Zoned | DeviceKind::Fdp)) => {
-                let (step, source) = ("look at", io::ErrorKind::NotFound.into());
-                return Err(FormatError::Io { step, path: path.to_path_buf(), source });
+                let nothing = "there is no such device, and a file can be made as a conventional device or as flash only";
+                let source = io::Error::new(io::ErrorKind::NotFound, nothing);
+                return Err(FormatError::Io { step: "look at", path: path.to_path_buf(), source });
             }
         };
         if matches!(kind, DeviceKind::Zoned | DeviceKind::Fdp) {

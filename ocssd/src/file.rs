@@ -92,25 +92,7 @@ impl FileDevice {
             LockError::Io(source) => error("open", source),
         })?;
 
-        let superblock = read_superblock(lock.file())
-            .map_err(|source| error("read", source))?
-            .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
-        if superblock.kind != DeviceKind::Conventional {
-            let (laid_out, found) = (superblock.kind, DeviceKind::Conventional);
-            return Err(OpenError::KindDiffers { path: path.to_path_buf(), laid_out, found });
-        }
-        let found_bytes = probe::size_bytes(lock.file()).map_err(|source| error("measure", source))?;
-        let needed_bytes = superblock.shape.size_bytes;
-        if found_bytes < needed_bytes {
-            return Err(OpenError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
-        }
-        let sector_bytes = superblock.sector_bytes;
-        let aligned = probe::alignment(lock.file())
-            .map_err(|source| error("look at", source))?
-            .is_some_and(|by| by.memory as usize <= BUFFER_ALIGN && sector_bytes.is_multiple_of(by.offset));
-        if !aligned {
-            return Err(OpenError::Alignment { path: path.to_path_buf(), sector_bytes });
-        }
+        let superblock = superblock_of(path, lock.file())?;
 
         let descriptor = |flags| {
             let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
@@ -172,6 +154,32 @@ impl FileDevice {
             table: RefCell::new(ChunkTable::all_closed(geometry)),
             counters: Cell::default(),
         })
+    }
+}
+
+/// The superblock of an open conventional device that is what it was when it was laid out. Reads only.
+pub(crate) fn superblock_of(path: &Path, file: &File) -> Result<Superblock, OpenError> {
+    let error = |step, source| OpenError::Io { step, path: path.to_path_buf(), source };
+    let superblock = read_superblock(file)
+        .map_err(|source| error("read", source))?
+        .map_err(|source| OpenError::Superblock { path: path.to_path_buf(), source })?;
+    if superblock.kind != DeviceKind::Conventional {
+        let (laid_out, found) = (superblock.kind, DeviceKind::Conventional);
+        return Err(OpenError::KindDiffers { path: path.to_path_buf(), laid_out, found });
+    }
+    let found_bytes = probe::size_bytes(file).map_err(|source| error("measure", source))?;
+    let needed_bytes = superblock.shape.size_bytes;
+    if found_bytes < needed_bytes {
+        return Err(OpenError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
+    }
+    let sector_bytes = superblock.sector_bytes;
+    let aligned = probe::alignment(file)
+        .map_err(|source| error("look at", source))?
+        .is_some_and(|by| by.memory as usize <= BUFFER_ALIGN && sector_bytes.is_multiple_of(by.offset));
+    if aligned {
+        Ok(superblock)
+    } else {
+        Err(OpenError::Alignment { path: path.to_path_buf(), sector_bytes })
     }
 }
 

@@ -89,7 +89,10 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// Neither a regular file nor a device.
-    #[error("{} is neither a regular file nor a block device", .path.display())]
+    #[error(
+        "{} is neither a regular file, nor a block device, nor the character device of an NVMe namespace (/dev/ngXnY)",
+        .path.display()
+    )]
     NotADevice {
         /// The path given.
         path: PathBuf,
@@ -208,6 +211,7 @@ impl From<FlashFileError> for FormatError {
     fn from(error: FlashFileError) -> Self {
         match error {
             FlashFileError::InUse { path } => Self::InUse { path },
+            FlashFileError::NoSpace { path, needed_bytes } => Self::NoSpace { path, needed_bytes },
             error => Self::Flash(error),
         }
     }
@@ -240,6 +244,7 @@ pub fn format(
 ) -> Result<Superblock, FormatError> {
     let host = Host::default();
     let found = look(&host, path)?;
+    let path = found.as_ref().map_or(path, Site::path);
     if let Some(site) = &found {
         site.kind(Some(DeviceKind::Conventional))?;
     } else {
@@ -270,7 +275,10 @@ pub(crate) fn look(host: &Host, path: &Path) -> Result<Option<Site>, FormatError
     match Site::look(host, path) {
         Ok(Some(site)) => Ok(Some(site)),
         Ok(None) => Err(FormatError::NotADevice { path: path.to_path_buf() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match std::fs::read_link(path) {
+            Ok(target) => Err(Refusal::LinkToNothing { path: path.to_path_buf(), target }.into()),
+            Err(_) => Ok(None),
+        },
         Err(source) => Err(io_error("look at", path, source)),
     }
 }

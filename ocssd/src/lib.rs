@@ -56,8 +56,8 @@ pub mod zoned;
 
 pub use buffer::AlignedBuf;
 pub use device::{
-    Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, FlashLayout, KindOptions,
-    OpenError, Refusal, UnknownKind,
+    Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Difference, FlashLayout, Inspection,
+    KindOptions, OpenError, Refusal, UnknownKind,
 };
 pub use fdp::{FdpDevice, FdpMedia, FdpSlice};
 pub use file::{FileDevice, FileMedia, FileOptions};

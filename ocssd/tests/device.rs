@@ -370,7 +370,59 @@ fn missing_and_blank_devices_are_refused_with_the_reason() {
         assert!(matches!(error, OpenError::Superblock { source: SuperblockError::Blank, .. }), "{error}");
         assert!(error.to_string().contains("vote without its memory"), "{error}");
     }
-    assert!(matches!(FileDevice::open(folder.path()), Err(OpenError::NotADevice { .. })));
+    for path in [folder.path(), Path::new("/proc")] {
+        let opened = FileDevice::open(path).unwrap_err();
+        assert!(matches!(opened, OpenError::NotADevice { .. }), "{opened}");
+        let laid_out = quiet(path, &options()).unwrap_err();
+        // Whoever gave the wrong path learns of every kind that there is.
+        for text in [opened.to_string(), laid_out.to_string()] {
+            assert!(text.contains("regular file") && text.contains("block device"), "{text}");
+            assert!(text.contains("character device of an NVMe namespace (/dev/ngXnY)"), "{text}");
+        }
+    }
+}
+
+/// Fails if the device is opened for that: a node that runs on it would be in the way, or one that starts be refused.
+#[test]
+fn a_device_is_inspected_while_a_node_runs_on_it() {
+    let (_folder, path) = formatted();
+    let inspected = || Device::inspect(&path).unwrap();
+    let device = open(&path).unwrap();
+    let found = inspected();
+    assert_eq!((found.kind, found.superblock), (DeviceKind::Conventional, Some(*device.superblock())));
+    drop(device);
+    overwrite(&path, COPY_OFFSETS[0], &[0; 512]);
+    let before = fs::read(&path).unwrap();
+    assert_eq!(inspected(), found);
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+    let error = Device::inspect(path.with_extension("none")).unwrap_err();
+    assert!(matches!(error, OpenError::Missing { .. }), "{error}");
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(2 * MIB).unwrap();
+    assert!(matches!(Device::inspect(&path), Err(OpenError::TooShort { .. })));
+}
+
+/// What a link leads to is what is locked, and what is laid out.
+#[test]
+fn a_symbolic_link_stands_for_what_it_leads_to() {
+    let (folder, path) = formatted();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("node.terrane", &link).unwrap();
+    let device = open(&link).unwrap();
+    assert_eq!(device.path(), path.canonicalize().unwrap());
+    let other = FormatOptions { force: true, node: 4, ..options() };
+    assert!(matches!(quiet(&path, &other), Err(FormatError::InUse { .. })));
+    drop(device);
+    quiet(&link, &other).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(open(&path).unwrap().superblock().node, 4);
+
+    fs::remove_file(&path).unwrap();
+    for kind in [None, Some(DeviceKind::Flash)] {
+        let kind = KindOptions { kind, ..KindOptions::default() };
+        let error = Device::format(&link, &other, &kind, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, FormatError::Refused(Refusal::LinkToNothing { .. })), "{error}");
+    }
+    assert!(matches!(open(&link), Err(OpenError::Missing { .. })));
 }
 
 #[test]

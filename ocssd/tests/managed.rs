@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use terrane_ocssd::superblock::FORMAT_VERSION;
 use terrane_ocssd::{
     AlignedBuf, ChunkId, ChunkState, Device, DeviceKind, DeviceMedia, DeviceOptions, DeviceShape, Durability,
     FileDevice, FlashDevice, FlashLayout, FlashOptions, FormatError, FormatOptions, Geometry, KindOptions,
@@ -118,6 +119,47 @@ fn flash_is_formatted_over_by_force_only_and_as_flash_only() {
     assert!(matches!(format(&node, &options(), &FLASH), Err(FormatError::AlreadyFormatted { .. })));
     fs::write(&notes, b"").unwrap();
     format(&notes, &options(), &FLASH).unwrap();
+}
+
+/// Fails if the link is what is removed and made anew: what it led to would stay, unlocked and out of use.
+#[test]
+fn flash_behind_a_symbolic_link_is_formatted_over_where_it_is() {
+    let (folder, path) = formatted();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("flash.terrane", &link).unwrap();
+    let force = FormatOptions { force: true, node: 4, ..options() };
+    let device = open(&path).unwrap();
+    assert!(matches!(format(&link, &force, &FLASH), Err(FormatError::InUse { .. })));
+    drop(device);
+    format(&link, &force, &FLASH).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(open(&path).unwrap().superblock().node, 4);
+}
+
+/// Fails if the device is opened for that, which takes its lock and counts its openings.
+#[test]
+fn flash_is_inspected_while_a_node_runs_on_it() {
+    let (_folder, path) = formatted();
+    let before = fs::read(&path).unwrap();
+    let found = Device::inspect(&path).unwrap();
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+    let device = open(&path).unwrap();
+    assert_eq!((found.kind, found.superblock), (DeviceKind::Flash, Some(*device.superblock())));
+    run(async {
+        let media = device.slice(0).await.unwrap();
+        for chunk in 0..4 {
+            media
+                .write(ChunkId(chunk), 0, AlignedBuf::zeroed(64 << 10), Durability::Durable)
+                .await
+                .0
+                .unwrap();
+            assert_eq!(Device::inspect(&path).unwrap(), found);
+        }
+    });
+    drop(device);
+    relabel(&path, 0, &Superblock { version: FORMAT_VERSION + 1, ..found.superblock.unwrap() });
+    let error = Device::inspect(&path).unwrap_err();
+    assert!(matches!(error, OpenError::Superblock { source: SuperblockError::Newer { .. }, .. }), "{error}");
 }
 
 #[test]

@@ -68,6 +68,9 @@ fn is_a_device(path: &Path, kind: DeviceKind, options: &FormatOptions) {
         assert_eq!(*device.superblock(), written);
         assert!(matches!(open(path), Err(OpenError::InUse { .. })));
         assert!(matches!(format(options, None), Err(FormatError::InUse { .. })));
+        let inspected = Device::inspect(path).unwrap();
+        let told = (kind != DeviceKind::Zoned).then_some(written);
+        assert_eq!((inspected.kind, inspected.superblock), (kind, told), "while it is in use");
         run(async {
             let media = device.slice(0).await.unwrap();
             assert_eq!(media.geometry().slice_bytes(), written.slice_bytes);

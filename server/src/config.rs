@@ -546,17 +546,24 @@ impl Config {
                 "the number is fixed at format: correct `shards`",
             );
         }
-        if chunk_bytes < self.value_bytes_max + VALUE_OVERHEAD_BYTES {
-            return device(
-                format!(
-                    "has chunks of {}, too small for values of value_bytes_max = {} with their key and headers",
-                    ByteSize(chunk_bytes),
-                    ByteSize(self.value_bytes_max)
-                ),
-                "lower value_bytes_max, or format a device with a larger --chunk-size",
-            );
+        self.check_chunk(chunk_bytes)
+    }
+
+    /// Whether a device with chunks of that size can hold the values that this configuration allows.
+    ///
+    /// # Errors
+    /// [`ConfigError::Device`] if it cannot.
+    pub fn check_chunk(&self, chunk_bytes: u64) -> Result<(), ConfigError> {
+        if chunk_bytes >= self.value_bytes_max + VALUE_OVERHEAD_BYTES {
+            return Ok(());
         }
-        Ok(())
+        let problem = format!(
+            "has chunks of {}, too small for values of value_bytes_max = {} with their key and headers",
+            ByteSize(chunk_bytes),
+            ByteSize(self.value_bytes_max)
+        );
+        let remedy = "lower value_bytes_max, or format a device with a larger --chunk-size".to_owned();
+        Err(ConfigError::Device { path: self.data.clone(), problem, remedy })
     }
 
     /// This node's entry. Panics if `node_id` is not listed, which [`Config::validate`] excludes.

@@ -257,7 +257,10 @@ fn a_device_of_another_cluster_node_shape_or_version_is_refused() {
 fn format_refuses_what_would_destroy_or_cannot_work() {
     let node = OneNode::new();
     node.format(&[]).code(2).says("--size");
-    node.format(&["--size", "10MiB"]).code(1).says("at least");
+    let small = node.format(&["--size", "10MiB"]).code(1).says("at least");
+    assert_eq!(small.stderr.matches("are too few").count(), 1, "it is said once: {}", small.stderr);
+    // No node with this configuration would start on it.
+    node.format(&["--size", SMALL, "--chunk-size", "3MiB"]).code(1).says("lower value_bytes_max");
     assert!(!node.data.exists(), "a refused format creates nothing");
     node.format(&["--size", "4 MB"]).code(2).says("powers of two");
     let done = node.format(&["--size", SMALL]).code(0);
@@ -334,9 +337,32 @@ fn a_node_on_emulated_flash_keeps_what_it_was_given_through_kills() {
             assert_eq!(read.text(), format!("value{before}"));
         }
         let text = run(["config", "--check", node.config.to_str().unwrap()]).code(0).text();
-        assert!(text.contains("emulated flash, in use by another process"), "{text}");
+        assert!(text.contains("emulated flash, laid out for node 1: 1 slices of"), "{text}");
         drop(running);
     }
+}
+
+/// Fails if the check opens the device: that takes its lock, and counts the openings of emulated flash in its file.
+#[test]
+fn a_check_leaves_the_device_alone_and_says_what_a_start_would() {
+    let node = OneNode::new();
+    let checked = || run(["config", "--check", node.config.to_str().unwrap()]).code(0).text();
+    node.format(&["--media", "flash", "--size", "192MiB"]).code(0);
+    // The header, the state and the records of emulated flash.
+    let front = || {
+        let mut front = vec![0; 1 << 20];
+        let device = fs::File::open(&node.data).expect("it is there");
+        device.read_exact_at(&mut front, 0).expect("readable");
+        front
+    };
+    let before = front();
+    let text = checked();
+    assert!(text.contains("laid out for node 1") && !text.contains("refuse"), "{text}");
+    assert!(front() == before, "the check wrote to the device");
+    let port = free_ports(3);
+    node.configure(CLUSTER, 1, 2, port, "");
+    assert!(checked().contains("`terrane start` will refuse it"), "{}", checked());
+    node.refuses("formatted for 1 shards");
 }
 
 #[test]

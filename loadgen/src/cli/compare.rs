@@ -6,6 +6,8 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::target::{Config, Mode};
 use crate::report::figures;
+use crate::workload::record::VALUE_BYTES_MIN;
+use crate::workload::spec::VALUE_BYTES_MAX;
 
 pub(crate) const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -54,7 +56,7 @@ pub(crate) struct CompareArgs {
     pub(crate) targets: Vec<Contestant>,
 
     /// Bytes of the values.
-    #[arg(long, value_delimiter = ',', value_parser = figures::size, value_name = "BYTES[,..]", default_value = "1024,4096,16384,32768")]
+    #[arg(long, value_delimiter = ',', value_parser = value_size, value_name = "BYTES[,..]", default_value = "1024,4096,16384,32768")]
     pub(crate) value_sizes: Vec<u64>,
 
     /// plain: incompressible values, no compression; compressed: values that compress to half, each store's usual
@@ -150,6 +152,14 @@ pub(crate) struct Override {
     pub(crate) target: Contestant,
     pub(crate) name: String,
     pub(crate) value: String,
+}
+
+/// Bytes of a value: one describes itself, so that it cannot be as small as it likes.
+fn value_size(text: &str) -> Result<u64, String> {
+    match figures::size(text)? {
+        bytes if (VALUE_BYTES_MIN as u64..=VALUE_BYTES_MAX as u64).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("a value has {VALUE_BYTES_MIN} bytes to 64MiB")),
+    }
 }
 
 impl CompareArgs {

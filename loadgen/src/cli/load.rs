@@ -46,7 +46,7 @@ pub(crate) struct LoadArgs {
     pub(crate) key_order: Option<Order>,
 
     /// Exponent of Zipf's law over the records: 0 is uniform, YCSB's is 0.99.
-    #[arg(long, value_name = "T", help_heading = "Workload")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, help_heading = "Workload")]
     pub(crate) theta: Option<f64>,
 
     /// Percent of each value that compresses away.

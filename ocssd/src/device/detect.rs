@@ -9,6 +9,7 @@
 //!
 //! Invariants:
 //! - What the user insists on is compared with what was found and never believed instead of it.
+//! - A site's path has no symbolic link in it: whatever is locked, checked, removed or written later is what was looked at.
 //! - Nothing is opened for writing here.
 
 use std::collections::BTreeSet;
@@ -86,6 +87,17 @@ pub enum Refusal {
     NotNvme {
         /// The device.
         path: PathBuf,
+    },
+    /// A symbolic link, and nothing is where it leads.
+    #[error(
+        "{} is a symbolic link to {}, where nothing is: give that path itself to make the file there, or remove the link",
+        .path.display(), .target.display()
+    )]
+    LinkToNothing {
+        /// The link.
+        path: PathBuf,
+        /// What it says.
+        target: PathBuf,
     },
     /// A namespace that has neither zones nor placement handles.
     #[error(
@@ -209,8 +221,9 @@ struct Block {
 impl Site {
     /// `None`: it can hold no device (a folder, a pipe).
     pub(crate) fn look(host: &Host, path: &Path) -> io::Result<Option<Self>> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self::of(host, path, &metadata))
+        let path = path.canonicalize()?;
+        let metadata = fs::metadata(&path)?;
+        Ok(Self::of(host, &path, &metadata))
     }
 
     fn of(host: &Host, path: &Path, metadata: &Metadata) -> Option<Self> {
@@ -250,6 +263,14 @@ impl Site {
     /// The kind of device, if it can be written and is what was asked for.
     pub(crate) fn kind(&self, asked: Option<DeviceKind>) -> Result<DeviceKind, LookError> {
         self.kind_by(asked, has_flash_header, identify)
+    }
+
+    /// As [`Self::kind`], without a command to a namespace, which would need its lock: sysfs says whether it has zones,
+    /// and of one without, only placement handles are a reason to be here.
+    pub(crate) fn kind_without_lock(&self) -> Result<DeviceKind, LookError> {
+        let zoned = self.block().is_some_and(|block| block.zoned);
+        let namespace = if zoned { Namespace::Zoned } else { Namespace::Fdp };
+        self.kind_by(None, has_flash_header, |_| Ok(namespace))
     }
 
     /// As [`Self::kind`], where what a file holds does not count: it can be laid out as either kind of file.

@@ -26,7 +26,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Neither a regular file nor a device.
-    #[error("{} is neither a regular file nor a block device", .path.display())]
+    #[error(
+        "{} is neither a regular file, nor a block device, nor the character device of an NVMe namespace (/dev/ngXnY)",
+        .path.display()
+    )]
     NotADevice {
         /// The path given.
         path: PathBuf,

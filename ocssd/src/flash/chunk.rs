@@ -251,15 +251,17 @@ impl Chunk {
         self.durable = self.durable.max(programmed);
     }
 
-    /// The storage failed a write in flight: the chunk ends before it.
-    pub(super) fn fail_from(&mut self, id: u64) {
+    /// The storage failed a write in flight: the chunk ends before it. True: with it went one that the host was told of.
+    pub(super) fn fail_from(&mut self, id: u64) -> bool {
         let Some(at) = self.writes.iter().position(|write| write.id == id) else {
-            return;
+            return false;
         };
+        let told = self.writes.range(at..).any(|write| write.completed);
         self.write_pointer = self.writes[at].start;
         self.writes.truncate(at);
         self.durable = self.durable.min(self.write_pointer);
         self.stop(Stop::WriteFailed);
+        told
     }
 
     /// Erased: whatever it was before.

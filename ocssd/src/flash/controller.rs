@@ -97,7 +97,7 @@ pub(super) struct Controller {
     /// Who has which parallel unit; 0: nobody.
     pub(super) tenants: Vec<u64>,
     pub(super) tenant_last: u64,
-    /// State could not be written to the file: nothing is made durable any more.
+    /// State could not be written to the file, or what the host was told of is lost: nothing is made durable any more.
     pub(super) broken: Option<io::ErrorKind>,
     openings: u64,
     pub(super) open_in_unit: Vec<u32>,

@@ -23,6 +23,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 
@@ -47,6 +48,9 @@ const DATA_ALIGN: u64 = 1 << 20;
 
 /// Bytes of one write of zeros, and of one step of the progress.
 const STEP_BYTES: usize = 4 << 20;
+
+/// Looks at a file that another process may be writing to, before damage is believed.
+const LOOKS_MAX: u32 = 4;
 
 // A record never straddles two sectors.
 const _: () = assert!((crate::layout::SECTOR_BYTES_MIN as usize).is_multiple_of(RECORD_BYTES));
@@ -126,6 +130,14 @@ pub enum FlashFileError {
         /// Bytes of the device's sectors.
         sector_bytes: u32,
     },
+    /// The file system is too small.
+    #[error("there is no room for {needed_bytes} bytes at {}", .path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the file.
+        needed_bytes: u64,
+    },
     /// Another process has it open.
     #[error("{} is in use by another process", .path.display())]
     InUse {
@@ -153,7 +165,8 @@ pub(super) struct Image {
     /// For data, with O_DIRECT.
     pub(super) data: File,
     data_offset: u64,
-    _lock: DeviceLock,
+    /// `None`: only looked at.
+    _lock: Option<DeviceLock>,
 }
 
 /// What an image says when it is opened.
@@ -198,10 +211,14 @@ impl Image {
         check_alignment(path, file, options.geometry.sector_bytes)?;
         let data_offset = data_offset(&options.geometry);
         let total = data_offset + options.geometry.slice_bytes();
-        fallocate(file, FallocateFlags::empty(), 0, total as i64)
-            .map_err(|errno| error("allocate")(errno.into()))?;
+        fallocate(file, FallocateFlags::empty(), 0, total as i64).map_err(|errno| match errno {
+            Errno::ENOSPC | Errno::EFBIG | Errno::EDQUOT => {
+                FlashFileError::NoSpace { path: path.to_path_buf(), needed_bytes: total }
+            }
+            errno => error("allocate")(errno.into()),
+        })?;
         // Written once, so that later writes meet no unwritten extents.
-        let direct = open_data(path)?;
+        let direct = open_data(path, true)?;
         let zeros = AlignedBuf::zeroed(STEP_BYTES);
         let mut at = 0;
         while at < total {
@@ -232,48 +249,35 @@ impl Image {
     /// Opens a file that [`Self::create`] made, and makes durable whatever a process that died left in memory.
     pub(super) fn open(path: &Path) -> Result<Opened, FlashFileError> {
         let error = |step| move |source| FlashFileError::Io { step, path: path.to_path_buf(), source };
-        let damaged = |what: String| FlashFileError::Damaged { path: path.to_path_buf(), what };
-        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => FlashFileError::Missing { path: path.to_path_buf() },
-            _ => error("look at")(source),
-        })?;
-        if Kind::of(&metadata) != Some(Kind::RegularFile) {
-            return Err(FlashFileError::NotAFile { path: path.to_path_buf() });
-        }
+        check_file(path)?;
         let lock = lock(path)?;
         let records = OpenOptions::new().read(true).write(true).open(path).map_err(error("open"))?;
-        let found_bytes = probe::size_bytes(&records).map_err(error("measure"))?;
-        let options = read_header(path, &records)?;
-        options.validate().map_err(|source| FlashFileError::Options { path: path.to_path_buf(), source })?;
-        let data_offset = data_offset(&options.geometry);
-        let needed_bytes = data_offset + options.geometry.slice_bytes();
-        if found_bytes < needed_bytes {
-            return Err(FlashFileError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
-        }
-        check_alignment(path, &records, options.geometry.sector_bytes)?;
+        let (options, mut state, chunks) = read(path, &records)?;
         records.sync_data().map_err(error("sync"))?;
-
-        let mut bytes = [0; STATE_BYTES];
-        records.read_exact_at(&mut bytes, STATE_OFFSET).map_err(error("read"))?;
-        let mut state = record::decode_state(&bytes)
-            .ok_or_else(|| damaged("the state of the device has a bad checksum".into()))?;
         state.openings += 1;
         records.write_all_at(&record::encode_state(&state), STATE_OFFSET).map_err(error("write"))?;
+        let (data, data_offset) = (open_data(path, true)?, data_offset(&options.geometry));
+        let image = Self { path: path.to_path_buf(), records, data, data_offset, _lock: Some(lock) };
+        Ok(Opened { image, options, state, chunks })
+    }
 
-        let format = AddressFormat::of(&options.geometry);
-        let mut bytes = vec![0; options.geometry.chunk_count() as usize * RECORD_BYTES];
-        records.read_exact_at(&mut bytes, RECORDS_OFFSET).map_err(error("read"))?;
-        let chunks = bytes
-            .chunks_exact(RECORD_BYTES)
-            .zip(0..)
-            .map(|(bytes, index)| {
-                let bytes = bytes.try_into().expect("chunks of one record");
-                record::decode_record(&options, &format, index, bytes)
-                    .map_err(|what| damaged(format!("the record of chunk {index} {what}")))
-            })
-            .collect::<Result<_, _>>()?;
-        let data = open_data(path)?;
-        let image = Self { path: path.to_path_buf(), records, data, data_offset, _lock: lock };
+    /// Opens a file to read what it holds at this moment. Takes no lock, and nothing can be written to it: another process
+    /// may be at work on it.
+    pub(super) fn look(path: &Path) -> Result<Opened, FlashFileError> {
+        let error = |step| move |source| FlashFileError::Io { step, path: path.to_path_buf(), source };
+        check_file(path)?;
+        let records = File::open(path).map_err(error("open"))?;
+        let mut found = read(path, &records);
+        for _ in 1..LOOKS_MAX {
+            // A record that was being rewritten looks damaged.
+            if !matches!(found, Err(FlashFileError::Damaged { .. })) {
+                break;
+            }
+            found = read(path, &records);
+        }
+        let (options, state, chunks) = found?;
+        let (data, data_offset) = (open_data(path, false)?, data_offset(&options.geometry));
+        let image = Self { path: path.to_path_buf(), records, data, data_offset, _lock: None };
         Ok(Opened { image, options, state, chunks })
     }
 
@@ -319,10 +323,54 @@ fn lock(path: &Path) -> Result<DeviceLock, FlashFileError> {
     })
 }
 
-fn open_data(path: &Path) -> Result<File, FlashFileError> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).map_err(|source| {
+fn open_data(path: &Path, write: bool) -> Result<File, FlashFileError> {
+    OpenOptions::new().read(true).write(write).custom_flags(libc::O_DIRECT).open(path).map_err(|source| {
         FlashFileError::Io { step: "open for direct I/O", path: path.to_path_buf(), source }
     })
+}
+
+/// Refuses what is not a regular file.
+fn check_file(path: &Path) -> Result<(), FlashFileError> {
+    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => FlashFileError::Missing { path: path.to_path_buf() },
+        _ => FlashFileError::Io { step: "look at", path: path.to_path_buf(), source },
+    })?;
+    match Kind::of(&metadata) {
+        Some(Kind::RegularFile) => Ok(()),
+        _ => Err(FlashFileError::NotAFile { path: path.to_path_buf() }),
+    }
+}
+
+/// What the device in a file is, and remembers.
+fn read(path: &Path, file: &File) -> Result<(FlashOptions, DeviceState, Vec<Chunk>), FlashFileError> {
+    let error = |step| move |source| FlashFileError::Io { step, path: path.to_path_buf(), source };
+    let damaged = |what: String| FlashFileError::Damaged { path: path.to_path_buf(), what };
+    let found_bytes = probe::size_bytes(file).map_err(error("measure"))?;
+    let options = read_header(path, file)?;
+    options.validate().map_err(|source| FlashFileError::Options { path: path.to_path_buf(), source })?;
+    let needed_bytes = data_offset(&options.geometry) + options.geometry.slice_bytes();
+    if found_bytes < needed_bytes {
+        return Err(FlashFileError::TooShort { path: path.to_path_buf(), found_bytes, needed_bytes });
+    }
+    check_alignment(path, file, options.geometry.sector_bytes)?;
+
+    let mut bytes = [0; STATE_BYTES];
+    file.read_exact_at(&mut bytes, STATE_OFFSET).map_err(error("read"))?;
+    let state = record::decode_state(&bytes)
+        .ok_or_else(|| damaged("the state of the device has a bad checksum".into()))?;
+    let format = AddressFormat::of(&options.geometry);
+    let mut bytes = vec![0; options.geometry.chunk_count() as usize * RECORD_BYTES];
+    file.read_exact_at(&mut bytes, RECORDS_OFFSET).map_err(error("read"))?;
+    let chunks = bytes
+        .chunks_exact(RECORD_BYTES)
+        .zip(0..)
+        .map(|(bytes, index)| {
+            let bytes = bytes.try_into().expect("chunks of one record");
+            record::decode_record(&options, &format, index, bytes)
+                .map_err(|what| damaged(format!("the record of chunk {index} {what}")))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((options, state, chunks))
 }
 
 fn check_alignment(path: &Path, file: &File, sector_bytes: u32) -> Result<(), FlashFileError> {

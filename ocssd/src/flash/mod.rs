@@ -71,7 +71,7 @@ pub use timing::{FlashClock, NandTiming, SleepUntil};
 pub use vector::{ADDRESSES_MAX, Completion, VectorQueue, opcode};
 
 use self::controller::{Controller, Storage};
-use self::image::Image;
+use self::image::{Image, Opened};
 use self::port::{Port, Shared};
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, Notice, NoticeKind};
@@ -109,10 +109,19 @@ impl FlashDevice {
     /// Opens and locks a file that [`Self::create_file`] made. What was armed, corrupted or made unreadable is not kept
     /// in the file, and reads are counted anew; all else of the device is as it was. Blocks the calling thread.
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self, FlashFileError> {
-        let opened = Image::open(path.as_ref())?;
+        Ok(Self::with(Image::open(path.as_ref())?))
+    }
+
+    /// The device in a file as it is at this moment, to read from: no lock is taken and nothing is written, so that another
+    /// process may be at work on it. Whatever would change it fails.
+    pub(crate) fn look_at_file(path: &Path) -> Result<Self, FlashFileError> {
+        Ok(Self::with(Image::look(path)?))
+    }
+
+    fn with(opened: Opened) -> Self {
         let storage = Storage::File(opened.image);
         let controller = Controller::new(opened.options, opened.chunks, storage, opened.state);
-        Ok(Self::of(Arc::new(Shared::new(controller))))
+        Self::of(Arc::new(Shared::new(controller)))
     }
 
     /// Whether the file begins like one that [`Self::create_file`] made, whatever its state. Opens it for reading only.

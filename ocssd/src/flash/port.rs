@@ -339,6 +339,53 @@ mod tests {
         assert_eq!(controller.counters.programmed_bytes, 4 * 4096);
     }
 
+    /// Fails if a chunk that stopped keeps no flush waiting: a cut would take what the flush covered.
+    #[test]
+    fn a_flush_waits_for_what_is_below_where_a_chunk_stopped() {
+        let (port, _folder) = port(None);
+        run(async {
+            let units = 0..port.shared.geometry.unit_count();
+            let (first, second) = (submit(&port, 0, false), submit(&port, 4, false));
+            port.carry(&second, unit(), 0).await.0.unwrap();
+            assert_eq!(port.end_write(&second, Ok(())).await.unwrap(), 4, "the host knows that it is there");
+            port.controller().chunks[0].armed.write = true;
+            submit(&port, 8, false);
+            let mut flush = pin!(port.flush(0, &units));
+            // As long as it would take if it did not wait.
+            for _ in 0..3 {
+                let answered = poll_fn(|context| Poll::Ready(flush.as_mut().poll(context).is_ready())).await;
+                assert!(!answered, "what is below it has not arrived");
+                port.sync().await.unwrap();
+            }
+            port.carry(&first, unit(), 0).await.0.unwrap();
+            flush.await.unwrap();
+        });
+        let mut controller = port.controller();
+        controller.cut();
+        assert_eq!(controller.chunks[0].write_pointer, 8, "the flush covered both");
+    }
+
+    /// Fails if a flush says that what completed is durable, although it went with what failed below it.
+    #[test]
+    fn a_flush_fails_if_what_it_covers_went_with_what_was_below() {
+        let (port, _folder) = port(None);
+        run(async {
+            let units = 0..port.shared.geometry.unit_count();
+            let (first, second) = (submit(&port, 0, false), submit(&port, 4, false));
+            port.carry(&second, unit(), 0).await.0.unwrap();
+            assert_eq!(port.end_write(&second, Ok(())).await.unwrap(), 4, "the host knows that it is there");
+            let mut flush = pin!(port.flush(0, &units));
+            let answered = poll_fn(|context| Poll::Ready(flush.as_mut().poll(context).is_ready())).await;
+            assert!(!answered, "what is below it has not arrived");
+            port.controller().land(&first, &unit(), &Err(io::ErrorKind::Other.into()));
+            port.shared.wake_waiting();
+            assert!(matches!(flush.await, Err(Refusal::Io(_))));
+            assert!(matches!(port.flush(0, &units).await, Err(Refusal::Io(_))), "nor does a later one");
+        });
+        let controller = port.controller();
+        assert_eq!((controller.chunks[0].state, controller.chunks[0].write_pointer), (ChunkState::Closed, 0));
+    }
+
     #[test]
     fn a_failed_sync_fails_all_that_follow() {
         // It cannot be synced.

@@ -259,8 +259,11 @@ impl Controller {
         }
         match ended {
             Ok(()) => self.program(ticket.chunk, ticket.id, ticket.start, data),
-            Err(_) => {
-                self.change(ticket.chunk, |chunk, _| chunk.fail_from(ticket.id));
+            Err(error) => {
+                if self.change(ticket.chunk, |chunk, _| chunk.fail_from(ticket.id)) {
+                    // The host was told of it, and no flush may say now that it is there.
+                    self.broken = Some(error.kind());
+                }
                 self.remember(ticket.chunk);
             }
         }
@@ -423,14 +426,14 @@ impl Controller {
         Ok(FlushTicket { life, wait, marks })
     }
 
-    /// Whether a flush can be answered: all that it covers is stored, and what is below that, or never will be.
+    /// Whether a flush can be answered: all that it covers is stored, and what is below that, or never will be. A chunk that
+    /// stopped ends where it stopped; what is below that may still be on its way.
     pub(super) fn may_flush(&self, ticket: &FlushTicket) -> bool {
         let ready = |(index, erases, mark): &(u32, u32, u32)| {
             let chunk = &self.chunks[*index as usize];
             chunk.state == ChunkState::Offline
                 || chunk.erases != *erases
-                || chunk.stop.is_some()
-                || chunk.landed() >= *mark
+                || chunk.landed() >= chunk.write_pointer.min(*mark)
         };
         self.check_life(ticket.life).is_err() || ticket.marks.iter().all(ready)
     }

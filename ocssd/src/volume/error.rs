@@ -64,6 +64,13 @@ pub enum VolumeError {
     /// Fewer than two chunks are left that may hold metadata, so that a full copy could not stand in each of two.
     #[error("no chunk is left to keep the second copy of the metadata in")]
     NoMetadataPlace,
+    /// A chunk with a record of an earlier volume can neither be reset nor is lost: that record would count again if the
+    /// power went before a newer one was written.
+    #[error(
+        "the metadata of what was there before cannot be erased ({0}): erase the whole device with its own tools first \
+         (`nvme format`)"
+    )]
+    NotErased(MediaError),
     /// The content of a bad chunk could not be brought to its replacement.
     #[error("a chunk went bad, and what it held could not be moved: {0}")]
     NotEvacuated(String),

@@ -571,6 +571,18 @@ impl Candidate {
         self.scan.newest.as_ref().map_or(0, |record| record.sequence)
     }
 
+    /// Whether a record stands in it, of whatever version.
+    pub(super) fn holds_record(&self) -> bool {
+        self.scan.newest.is_some() || self.scan.newer.is_some()
+    }
+
+    /// When it goes, if all are erased one after the other: older records before newer ones, and last what damage may
+    /// hide a still newer one in.
+    pub(super) fn turn_to_go(&self) -> (bool, u64) {
+        let newer = self.scan.newer.map_or(0, |(sequence, _)| sequence);
+        (self.scan.damage.is_some(), self.sequence().max(newer))
+    }
+
     /// Whether the last record is the last that was ever begun. Else a newer one, on which nobody relied, may stand where
     /// the device does not show it yet, and come to light when the chunk is closed.
     fn is_whole(&self, geometry: &Geometry) -> bool {

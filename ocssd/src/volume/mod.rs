@@ -19,7 +19,7 @@
 //! | `flush` | what durable means |
 //! | `close` | finish, and what a power cut leaves |
 //! | `defects`, `spares`, `reset` | bad chunks: evacuation, judgement, replacement; the table of races |
-//! | `metadata`, `record`, `recovery` | what is remembered, where, and how it is found |
+//! | `metadata`, `record`, `recovery`, `erase` | what is remembered, where, how it is found, and how it goes |
 //! | `notices` | what the device says and the volume finds out, in lines |
 //! | `line`, `shared`, `jobs` | state, and work that outlives its caller |
 //!
@@ -34,6 +34,7 @@
 mod assignment;
 mod close;
 mod defects;
+mod erase;
 mod error;
 mod flush;
 mod jobs;
@@ -179,6 +180,15 @@ impl<M: Media> Volume<M> {
         let report = recovery::checked_report(media).await?;
         let candidates = metadata::read_candidates(media, &report).await?;
         Ok(metadata::newest(&candidates)?.label.clone())
+    }
+
+    /// Makes whatever volume is on a slice unreadable, and nothing else: after a power cut meanwhile it is as it was, or
+    /// there is none. Durable when it resolves.
+    ///
+    /// # Errors
+    /// What the device said, if a chunk with metadata can neither be reset nor is lost.
+    pub async fn erase(media: &M) -> Result<(), VolumeError> {
+        erase::erase(media).await
     }
 
     /// What the caller wanted to find again.

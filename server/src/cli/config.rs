@@ -1,9 +1,9 @@
 //! `terrane config`: the example to start from, and a check of what became of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
-use terrane_ocssd::{Device, DeviceOptions, OpenError};
+use terrane_ocssd::{Device, OpenError, Superblock};
 
 use super::{Failure, output};
 use crate::config::{ByteSize, ClusterId, Config};
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             config.nodes.len(),
             config.cluster_id,
             config.data.display(),
-            describe_device(&config.data)
+            describe_device(&config)
         ));
     }
     // A constant id would be copied into many clusters, which could then meet and mix.
@@ -46,24 +46,28 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     output::print(example.replace(&written.to_string(), &new_cluster_id()?.to_string()))
 }
 
-/// What a configuration's device is. A node need not have one yet, so that nothing here is an error.
-fn describe_device(path: &Path) -> String {
-    match Device::open(path, &DeviceOptions::default()) {
-        Ok(device) => {
-            let superblock = device.superblock();
-            format!(
-                "{}, laid out for node {}: {} slices of {}",
-                superblock.kind,
-                superblock.node,
-                superblock.shards,
-                ByteSize(superblock.slice_bytes)
-            )
-        }
-        Err(OpenError::Missing { .. }) => "not there yet (`terrane format`)".to_owned(),
-        Err(OpenError::InUse { .. }) => match Device::look(path) {
-            Ok(kind) => format!("{kind}, in use by another process"),
-            Err(error) => error.to_string(),
+/// What a configuration's device is, without taking it from a node that runs on it. A node need not have one yet, so that
+/// nothing here is an error.
+fn describe_device(config: &Config) -> String {
+    match Device::inspect(&config.data) {
+        Ok(found) => match found.superblock {
+            Some(superblock) => {
+                let described = format!(
+                    "{}, laid out for node {}: {} slices of {}",
+                    found.kind,
+                    superblock.node,
+                    superblock.shards,
+                    ByteSize(superblock.slice_bytes)
+                );
+                let Superblock { cluster, node, shards, chunk_bytes, .. } = superblock;
+                match config.check_device(cluster, node, shards, chunk_bytes) {
+                    Ok(()) => described,
+                    Err(error) => format!("{described}. `terrane start` will refuse it: {error}"),
+                }
+            }
+            None => format!("{} (whose it is, `terrane start` finds out when it takes it)", found.kind),
         },
+        Err(OpenError::Missing { .. }) => "not there yet (`terrane format`)".to_owned(),
         Err(error) => error.to_string(),
     }
 }

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use terrane_ocssd::superblock::{FormatError, FormatOptions, Superblock};
 use terrane_ocssd::{DeviceKind, FlashLayout, KindOptions, UnknownKind};
 
-use super::{Exit, Failure, output};
+use super::{Exit, Failure, output, told};
 use crate::config::{ByteSize, ClusterId, Config};
 
 const EXAMPLES: &str = "\
@@ -107,6 +107,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 config.data.clone_from(data);
             }
             config.validate()?;
+            if let Some(chunk) = args.chunk_size {
+                // Said now, not when the node is started on it.
+                config.check_chunk(chunk.0)?;
+            }
             (config.data, config.cluster_id, config.node_id, config.shards)
         }
         (None, Some(cluster), Some(node), Some(shards)) => match &args.data {
@@ -138,7 +142,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             error.downcast_ref(),
             Some(FormatError::AlreadyFormatted { .. } | FormatError::NotEmpty { .. })
         );
-        Failure::new(Exit::Failure, format!("{error:#}{}", if forcible { " (--force)" } else { "" }))
+        Failure::new(Exit::Failure, format!("{}{}", told(&error), if forcible { " (--force)" } else { "" }))
     })?;
     output::print(format!(
         "{}: {}, laid out for node {node} of cluster {cluster}: {shards} slices of {}, chunks of {}\n",

@@ -112,7 +112,7 @@ pub(super) enum LayoutError {
     Config(#[from] ConfigError),
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot lay out {}: {source:#}", path.display())]
+    #[error("cannot lay out {}: {}", path.display(), super::told(source))]
     Format { path: PathBuf, source: anyhow::Error },
 }
 

@@ -123,8 +123,20 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
-        Failure::new(Exit::Failure, format!("{error:#}"))
+        Failure::new(Exit::Failure, told(&error))
     }
+}
+
+/// An error with its causes, each said once: many name theirs themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 impl From<crate::config::ConfigError> for Failure {
@@ -185,6 +197,17 @@ pub fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_is_named_already_is_not_said_again() {
+        let gone = || std::io::Error::other("the disk is gone");
+        let error = anyhow::Error::from(gone()).context("cannot read x: the disk is gone");
+        assert_eq!(told(&error), "cannot read x: the disk is gone");
+        assert_eq!(
+            told(&anyhow::Error::from(gone()).context("cannot read x")),
+            "cannot read x: the disk is gone"
+        );
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {
