@@ -203,6 +203,11 @@ impl ChunkTable {
         self.chunks.iter().any(|chunk| chunk.writes_in_flight > 0)
     }
 
+    /// Whether nothing was admitted that has not completed and may still change a chunk.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.chunks.iter().all(|chunk| chunk.writes_in_flight == 0 && !chunk.resetting)
+    }
+
     /// State of one chunk that exists.
     pub(crate) fn state(&self, id: ChunkId) -> ChunkState {
         self.chunks[id.0 as usize].state

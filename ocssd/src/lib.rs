@@ -26,6 +26,8 @@
 //! # }
 //! ```
 
+mod admission;
+mod barrier;
 pub mod buffer;
 mod chunk_order;
 mod chunk_table;

@@ -206,6 +206,13 @@ impl Command {
         Self { opcode: 0x02, data_bytes, dwords, ..Self::default() }
     }
 
+    /// The same log from byte `offset` on (a multiple of four).
+    #[must_use]
+    pub fn from_offset(mut self, offset: u32) -> Self {
+        self.dwords[2] = offset;
+        self
+    }
+
     /// Asks whether flexible data placement is on in an endurance group, and with which configuration. An admin
     /// command that answers in its result.
     pub fn placement_feature(endurance_group: u16) -> Self {
@@ -425,6 +432,13 @@ mod tests {
             02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
             18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 21 00 0f 00 00 00 07 00
             00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
+        );
+        check(
+            Command::placement_log(PlacementLog::HandleUsage, 7, 64).from_offset(0x4_0000),
+            &expect![[r#"
+            02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            18 17 16 15 14 13 12 11 00 00 00 00 40 00 00 00 21 00 0f 00 00 00 07 00
+            00 00 04 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"#]],
         );
         check(
             Command::placement_log(PlacementLog::Statistics, 7, 64),
