@@ -115,7 +115,7 @@ impl FdpDevice {
         let index = placement_in_use(feature)
             .ok_or_else(|| no_placement(owned(), "flexible data placement is off in its endurance group"))?;
         let log = PlacementLog::Configurations;
-        let answer = whole_log(&namespace, log, CONFIGURATIONS_HEADER_BYTES, configurations_bytes)?;
+        let answer = read_log(&namespace, log, CONFIGURATIONS_HEADER_BYTES, configurations_bytes)?;
         let configuration = PlacementConfiguration::parse(&answer, index).map_err(namespace.bad_answer())?;
         // A controller that does not know the question has no limits to tell.
         let limits = namespace.identify(Identify::NvmController);
@@ -184,7 +184,7 @@ impl FdpDevice {
     pub fn handle_use(&self) -> Result<Vec<HandleUse>, NamespaceError> {
         let namespace = &self.shared.namespace;
         let log = PlacementLog::HandleUsage;
-        let answer = whole_log(namespace, log, HANDLE_USE_HEADER_BYTES, handle_use_bytes)?;
+        let answer = read_log(namespace, log, HANDLE_USE_HEADER_BYTES, handle_use_bytes)?;
         parse_handle_use(&answer).map_err(namespace.bad_answer())
     }
 
@@ -278,33 +278,40 @@ fn handles_of(namespace: &Passthrough) -> Result<Vec<PlacementHandle>, Namespace
     parse_handles(&answer).map_err(namespace.bad_answer())
 }
 
-/// All of a log, whose `header` says how many bytes there are.
-fn whole_log(
+/// All of a log whose header says how many bytes there are.
+fn read_log(
     namespace: &Passthrough,
     log: PlacementLog,
     header_bytes: u32,
     log_bytes: fn(&[u8]) -> Result<u32, IdentifyError>,
 ) -> Result<Vec<u8>, NamespaceError> {
-    let mut answer = log_part(namespace, log, 0, header_bytes)?;
-    let bytes = log_bytes(&answer).map_err(namespace.bad_answer())?;
-    if bytes > LOG_BYTES_MAX {
-        return Err(namespace.bad_answer()(IdentifyError {
-            structure: "placement log",
-            reason: "it claims to be longer than any that makes sense",
-        }));
-    }
     // The kernel does not divide admin commands.
     let part_bytes_max = namespace.transfer_blocks_max.saturating_mul(namespace.namespace.block_bytes);
-    answer.clear();
-    for (from, bytes) in parts(bytes, part_bytes_max) {
-        answer.extend(log_part(namespace, log, from, bytes)?);
-    }
-    Ok(answer)
+    let log_bytes = |header: &[u8]| log_bytes(header).and_then(believed).map_err(namespace.bad_answer());
+    whole_log(header_bytes, part_bytes_max, log_bytes, |from, bytes| log_part(namespace, log, from, bytes))
 }
 
-/// `bytes` in parts of at most `max`: where each begins, and its length.
-fn parts(bytes: u32, max: u32) -> impl Iterator<Item = (u32, u32)> {
-    (0..bytes).step_by(max as usize).map(move |from| (from, max.min(bytes - from)))
+fn believed(bytes: u32) -> Result<u32, IdentifyError> {
+    if bytes > LOG_BYTES_MAX {
+        let reason = "it claims to be longer than any that makes sense";
+        return Err(IdentifyError { structure: "placement log", reason });
+    }
+    Ok(bytes)
+}
+
+/// A log in parts that `read` gives, of so many bytes from an offset: first the header, to learn the length.
+fn whole_log<E>(
+    header_bytes: u32,
+    part_bytes_max: u32,
+    log_bytes: impl FnOnce(&[u8]) -> Result<u32, E>,
+    mut read: impl FnMut(u32, u32) -> Result<Vec<u8>, E>,
+) -> Result<Vec<u8>, E> {
+    let bytes = log_bytes(&read(0, header_bytes)?)?;
+    let mut whole = Vec::with_capacity(bytes as usize);
+    for from in (0..bytes).step_by(part_bytes_max as usize) {
+        whole.extend(read(from, part_bytes_max.min(bytes - from))?);
+    }
+    Ok(whole)
 }
 
 fn log_part(
@@ -708,12 +715,32 @@ mod tests {
         assert_eq!(all, [[0], [1], [0], [1], [0]]);
     }
 
+    /// The configuration in use is the last of many that list a hundred handles each: far beyond one page.
     #[test]
     fn a_log_is_read_to_its_end() {
-        let all = |bytes, max| parts(bytes, max).collect::<Vec<_>>();
-        assert_eq!(all(80, 4096), [(0, 80)]);
-        assert_eq!(all(8192, 4096), [(0, 4096), (4096, 4096)]);
-        assert_eq!(all(9000, 4096), [(0, 4096), (4096, 4096), (8192, 808)]);
+        const INDEX: u8 = 20;
+        const DESCRIPTOR_BYTES: usize = 64 + 4 * 100;
+        let mut device = vec![0; CONFIGURATIONS_HEADER_BYTES as usize];
+        device[0] = INDEX;
+        for index in 0..=u64::from(INDEX) {
+            let mut descriptor = [0; DESCRIPTOR_BYTES];
+            descriptor[..2].copy_from_slice(&(DESCRIPTOR_BYTES as u16).to_le_bytes());
+            descriptor[2] = 1 << 7;
+            descriptor[16..24].copy_from_slice(&(1000 + index).to_le_bytes());
+            device.extend(descriptor);
+        }
+        let bytes = device.len() as u32;
+        device[4..8].copy_from_slice(&bytes.to_le_bytes());
+        for part_bytes_max in [512, 4096, bytes, 1 << 18] {
+            let read = |from: u32, bytes: u32| {
+                assert!(bytes <= part_bytes_max && from.is_multiple_of(4) && bytes.is_multiple_of(4));
+                Ok(device[from as usize..][..bytes as usize].to_vec())
+            };
+            let told = |header: &[u8]| configurations_bytes(header).and_then(believed);
+            let log = whole_log(CONFIGURATIONS_HEADER_BYTES, part_bytes_max, told, read).unwrap();
+            assert_eq!(PlacementConfiguration::parse(&log, INDEX).unwrap().unit_bytes, 1020);
+        }
+        assert!(believed(u32::MAX).is_err());
     }
 
     #[test]
