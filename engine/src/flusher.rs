@@ -1,17 +1,24 @@
 //! The flusher: one loop that makes everything pending durable, again and again.
 //!
 //! Whatever arrived during a flush goes into the next; there is no timer and no fixed batch. A flush that fits one
-//! segment is one frame and one durable write. Otherwise its frames are written in parallel, volatile, and one media
-//! flush covers them: a durable write makes only itself durable.
+//! segment is one frame and one durable write. Otherwise its frames are written volatile, and one media flush covers
+//! them: a durable write makes only itself durable.
+//!
+//! The frames of a stream go out one after the other: **write, finish what was left, begin the next**. Where the device
+//! tells lifetimes apart by a handle that fills one reclaim unit after the other (FDP), two chunks that were written
+//! at once would share units and die together only by chance. It costs a flush that spans segments one write's time,
+//! once in a segment. Nothing hangs on the moment of the finish: all acknowledged frames of the chunk are
+//! durable before it, and those of this flush count only with the whole flush; after a crash between finish and first
+//! write the chunk is one that ends early, as after any start.
 //!
 //! Invariants:
 //! - One flush is in flight at a time, so only the highest flush of an epoch can be incomplete (rule 5).
 //! - States come first in a flush, each group's newest and only that (rules 2 and 7).
-//! - No more chunks are open at once than the medium allows, however many a flush fills.
-//! - Nothing of a flush is acknowledged before all of it is durable; after a failed write or flush nothing is
+//! - A stream has one chunk open, however many a flush fills; and the medium is told the lifetime of each before its
+//!   first write.
+//! - Nothing of a flush is acknowledged before all of it is durable; after a failed write, finish or flush nothing is
 //!   acknowledged any more (a failed flush is never retried into success).
 
-use std::collections::BTreeSet;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -22,8 +29,7 @@ use crate::error::StoreError;
 use crate::frame::{self, BodyChecksum, FrameHeader};
 use crate::group::StatePending;
 use crate::index::Place;
-use crate::log::{FlushPlan, FramePlan};
-use crate::pipeline::Pipeline;
+use crate::log::{FramePlan, Opening};
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::{self, SegmentHeader};
 use crate::slice::SliceId;
@@ -42,7 +48,7 @@ struct Flush {
     records: Vec<Outgoing>,
     /// Slot, number of the state written, commit index it names.
     states: Vec<(u32, u64, u64)>,
-    plan: FlushPlan,
+    frames: Vec<FramePlan>,
     number: u64,
     lsn_first: u64,
     term_max: u64,
@@ -54,7 +60,7 @@ struct Flush {
 struct FrameWrite {
     chunk: ChunkId,
     sector: u32,
-    opens: bool,
+    opens: Option<Opening>,
     buf: AlignedBuf,
 }
 
@@ -146,11 +152,12 @@ impl Core {
             self.pending_largest = 0;
         }
         let durable = self.pending.front().map_or(self.issued, |entry| entry.lsn - 1);
-        let plan = self.log.plan(records.iter().map(|record| record.header.record_bytes()));
+        let frames = self.log.plan(records.iter().map(|record| record.header.record_bytes()));
         self.flush += 1;
         let lsn_first = self.records + 1;
         self.records += records.len() as u64;
-        Some(Flush { records, states, plan, number: self.flush, lsn_first, term_max: self.term_max, durable })
+        let (number, term_max) = (self.flush, self.term_max);
+        Some(Flush { records, states, frames, number, lsn_first, term_max, durable })
     }
 
     fn outgoing_state(&self, slot: u32) -> (Outgoing, u64, u64) {
@@ -178,15 +185,15 @@ impl Core {
         }
         let counters = &mut self.counters;
         counters.flushes += 1;
-        counters.frames += flush.plan.frames.len() as u64;
+        counters.frames += flush.frames.len() as u64;
         counters.states += flush.states.len() as u64;
         counters.entries += (flush.records.len() - flush.states.len()) as u64;
-        for frame in &flush.plan.frames {
+        for frame in &flush.frames {
             counters.log_bytes += u64::from(frame.body_bytes);
             counters.header_bytes += frame::HEADER_BYTES as u64;
             let frame_bytes = self.layout.frame_bytes(frame.body_bytes);
             counters.padding_bytes += u64::from(frame_bytes - frame.body_bytes) - frame::HEADER_BYTES as u64;
-            if frame.opens {
+            if frame.opens.is_some() {
                 counters.header_bytes += segment::HEADER_BYTES as u64;
                 counters.padding_bytes += u64::from(self.layout.unit_bytes) - segment::HEADER_BYTES as u64;
             }
@@ -207,10 +214,10 @@ impl Core {
 impl Flush {
     /// Fills the frames and learns every record's place.
     fn fill(&mut self, slice: SliceId, core: &Core, buffers: &mut Buffers) -> Vec<FrameWrite> {
-        let frames = u16::try_from(self.plan.frames.len()).expect("a flush is limited in bytes");
+        let frames = u16::try_from(self.frames.len()).expect("a flush is limited in bytes");
         let mut lsn = self.lsn_first;
-        let mut writes = Vec::with_capacity(self.plan.frames.len());
-        for (ordinal, plan) in self.plan.frames.iter().enumerate() {
+        let mut writes = Vec::with_capacity(self.frames.len());
+        for (ordinal, plan) in self.frames.iter().enumerate() {
             let records = &mut self.records[plan.records.clone()];
             let header = FrameHeader {
                 generation: plan.stamp.generation,
@@ -239,10 +246,10 @@ fn fill_frame(
     buffers: &mut Buffers,
 ) -> FrameWrite {
     let layout = &core.layout;
-    let lead = if plan.opens { layout.unit_bytes } else { 0 };
+    let lead = if plan.opens.is_some() { layout.unit_bytes } else { 0 };
     let mut buf = buffers.take((lead + layout.frame_bytes(plan.body_bytes)) as usize);
     let (segment, frame) = buf.split_at_mut(lead as usize);
-    if plan.opens {
+    if plan.opens.is_some() {
         segment.fill(0);
         SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk }.encode(segment);
     }
@@ -299,7 +306,7 @@ impl<M: Media> Store<M> {
 
     /// One flush. False if there was nothing to write.
     async fn flush_once(&self, buffers: &mut Buffers) -> Result<bool, StoreError> {
-        let (mut flush, writes) = {
+        let (flush, writes) = {
             let mut core = self.shared.core.borrow_mut();
             if let Some(stopped) = &core.stopped {
                 return Err(stopped.clone());
@@ -311,7 +318,7 @@ impl<M: Media> Store<M> {
             (flush, writes)
         };
         let guard = StopWhenDropped { store: self };
-        let result = self.write_out(writes, &mut flush, buffers).await;
+        let result = self.write_out(writes, buffers).await;
         std::mem::forget(guard);
         match result {
             Ok(()) => {
@@ -327,66 +334,23 @@ impl<M: Media> Store<M> {
         }
     }
 
-    async fn write_out(
-        &self,
-        writes: Vec<FrameWrite>,
-        flush: &mut Flush,
-        buffers: &mut Buffers,
-    ) -> Result<(), MediaError> {
+    async fn write_out(&self, writes: Vec<FrameWrite>, buffers: &mut Buffers) -> Result<(), MediaError> {
         let media = &self.shared.media;
-        let limit = media.geometry().max_open as usize;
-        // The chunk that was open before counts as well.
-        if limit != 0 && writes.len() > 1 && writes.len() >= limit {
-            return self.write_in_turn(writes, flush, buffers).await;
-        }
-        for write in writes.iter().filter(|write| write.opens) {
-            media.reset(write.chunk).await?;
-        }
-        let durability = if writes.len() == 1 { Durability::Durable } else { Durability::Volatile };
-        let parallel = writes.len() > 1;
-        let mut pipeline = Pipeline::new();
+        let alone = writes.len() == 1;
+        let durability = if alone { Durability::Durable } else { Durability::Volatile };
         for write in writes {
-            pipeline.push(media.write(write.chunk, write.sector, write.buf, durability));
-        }
-        let mut written = Ok(());
-        while let Some((result, buf)) = pipeline.next().await {
-            // Each write runs to its end, whatever became of the others.
-            written = written.and(result);
-            buffers.give(buf);
-        }
-        written?;
-        if parallel {
-            media.flush().await?;
-        }
-        for chunk in &flush.plan.sealed {
-            media.finish(ChunkId(*chunk)).await?;
-        }
-        Ok(())
-    }
-
-    /// One frame after the other, each chunk finished before the next is opened.
-    async fn write_in_turn(
-        &self,
-        writes: Vec<FrameWrite>,
-        flush: &Flush,
-        buffers: &mut Buffers,
-    ) -> Result<(), MediaError> {
-        let media = &self.shared.media;
-        let mut sealed = flush.plan.sealed.iter().map(|chunk| ChunkId(*chunk)).peekable();
-        let mut to_write: BTreeSet<ChunkId> = writes.iter().map(|write| write.chunk).collect();
-        for write in writes {
-            if write.opens {
-                while let Some(chunk) = sealed.next_if(|chunk| !to_write.contains(chunk)) {
-                    media.finish(chunk).await?;
+            if let Some(opening) = write.opens {
+                if let Some(left) = opening.leaves {
+                    media.finish(left).await?;
                 }
                 media.reset(write.chunk).await?;
+                media.expect_lifetime(write.chunk, opening.lifetime);
             }
-            to_write.remove(&write.chunk);
-            let written = media.write(write.chunk, write.sector, write.buf, Durability::Volatile).await;
-            buffers.give(written.1);
-            written.0?;
+            let (written, buf) = media.write(write.chunk, write.sector, write.buf, durability).await;
+            buffers.give(buf);
+            written?;
         }
-        media.flush().await
+        if alone { Ok(()) } else { media.flush().await }
     }
 
     fn stop(&self, stopped: StoreError) {

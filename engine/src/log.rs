@@ -4,16 +4,25 @@
 //! - Records are written in the order they are planned. A segment that the next record does not fit is sealed and never
 //!   written again; nor is any segment of an earlier start (where it ended may be unknown). So a start wastes at
 //!   most the rest of one segment.
+//! - A stream has one segment open, and the plan names the one that it leaves with the frame that opens the next.
 //! - At most one frame per segment and flush.
 //! - What was admitted fits: `chunks_needed` never underestimates.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use terrane_ocssd::{ChunkId, LifetimeClass};
+
 use crate::frame;
 use crate::index::Place;
 use crate::segment::{Generation, Stamp};
 use crate::slice::{Layout, SliceId};
+
+/// The lifetime class of records as users write them.
+///
+/// It is that of chunks of which nothing is said as well, the anchor's, so that these take no placement handle from the
+/// streams: a start is done with its anchor before the log begins.
+const USER_LIFETIME: LifetimeClass = LifetimeClass(0);
 
 #[derive(Debug, Clone, Copy)]
 struct OpenSegment {
@@ -21,6 +30,13 @@ struct OpenSegment {
     stamp: Stamp,
     /// Bytes written or planned.
     filled: u32,
+}
+
+/// Where records of one expected lifetime go, segment after segment.
+#[derive(Debug)]
+struct Stream {
+    lifetime: LifetimeClass,
+    open: Option<OpenSegment>,
 }
 
 #[derive(Debug)]
@@ -32,7 +48,7 @@ pub(crate) struct Log {
     free: BTreeSet<(u32, u32)>,
     /// By chunk: the stamp of the segment it holds.
     stamps: Vec<Option<Stamp>>,
-    open: Option<OpenSegment>,
+    user: Stream,
     segments_opened: u32,
 }
 
@@ -44,17 +60,19 @@ pub(crate) struct FramePlan {
     /// Bytes from the start of the chunk to the frame's header.
     pub(crate) offset: u32,
     /// The frame opens the segment: its header is written along with it.
-    pub(crate) opens: bool,
+    pub(crate) opens: Option<Opening>,
     /// Which records of the flush.
     pub(crate) records: Range<usize>,
     pub(crate) body_bytes: u32,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct FlushPlan {
-    pub(crate) frames: Vec<FramePlan>,
-    /// Chunks that were left before they were full.
-    pub(crate) sealed: Vec<u32>,
+/// A stream goes on in a new segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Opening {
+    /// What the medium is told of the new segment's content.
+    pub(crate) lifetime: LifetimeClass,
+    /// The chunk that the stream leaves before it is full: to be finished before the new one is written.
+    pub(crate) leaves: Option<ChunkId>,
 }
 
 impl Log {
@@ -66,7 +84,8 @@ impl Log {
         free: BTreeSet<(u32, u32)>,
         stamps: Vec<Option<Stamp>>,
     ) -> Self {
-        Self { layout, slice, epoch, free, stamps, open: None, segments_opened: 0 }
+        let user = Stream { lifetime: USER_LIFETIME, open: None };
+        Self { layout, slice, epoch, free, stamps, user, segments_opened: 0 }
     }
 
     /// Stamp of the segment that the index points into.
@@ -80,7 +99,7 @@ impl Log {
 
     /// Bytes of frames that the open segment still takes.
     fn open_rest(&self) -> u32 {
-        self.open.map_or(0, |open| self.layout.chunk_bytes - open.filled)
+        self.user.open.map_or(0, |open| self.layout.chunk_bytes - open.filled)
     }
 
     pub(crate) fn free_bytes(&self) -> u64 {
@@ -114,28 +133,25 @@ impl Log {
         u64::from(self.layout.frame_bytes(record_bytes))
     }
 
-    /// Decides where records of these lengths go, and takes the space.
-    pub(crate) fn plan(&mut self, lengths: impl Iterator<Item = u32>) -> FlushPlan {
-        let mut plan = FlushPlan { frames: Vec::new(), sealed: Vec::new() };
+    /// Decides where records of these lengths go, and takes the space. The frames are to be written in the order given.
+    pub(crate) fn plan(&mut self, lengths: impl Iterator<Item = u32>) -> Vec<FramePlan> {
+        let mut frames: Vec<FramePlan> = Vec::new();
         for (at, length) in lengths.enumerate() {
-            if let Some(frame) = plan.frames.last_mut()
+            if let Some(frame) = frames.last_mut()
                 && self.grows(frame, length)
             {
                 frame.records.end = at + 1;
                 frame.body_bytes += length;
                 continue;
             }
-            self.close_frame(plan.frames.last());
-            let fits = self.open.is_some_and(|open| {
+            self.close_frame(frames.last());
+            let fits = self.user.open.is_some_and(|open| {
                 open.filled < self.layout.chunk_bytes
                     && self.layout.frame_bytes(length) <= self.layout.chunk_bytes - open.filled
             });
-            let opens = !fits;
-            if opens {
-                self.open_next(&mut plan.sealed);
-            }
-            let open = self.open.expect("a segment was opened");
-            plan.frames.push(FramePlan {
+            let opens = (!fits).then(|| self.open_next());
+            let open = self.user.open.expect("a segment was opened");
+            frames.push(FramePlan {
                 chunk: open.chunk,
                 stamp: open.stamp,
                 offset: open.filled,
@@ -144,8 +160,8 @@ impl Log {
                 body_bytes: length,
             });
         }
-        self.close_frame(plan.frames.last());
-        plan
+        self.close_frame(frames.last());
+        frames
     }
 
     fn grows(&self, frame: &FramePlan, length: u32) -> bool {
@@ -157,24 +173,21 @@ impl Log {
     }
 
     fn close_frame(&mut self, frame: Option<&FramePlan>) {
-        if let (Some(frame), Some(open)) = (frame, &mut self.open)
+        if let (Some(frame), Some(open)) = (frame, &mut self.user.open)
             && frame.chunk == open.chunk
         {
             open.filled = frame.offset + self.layout.frame_bytes(frame.body_bytes);
         }
     }
 
-    fn open_next(&mut self, sealed: &mut Vec<u32>) {
-        if let Some(open) = self.open.take()
-            && open.filled < self.layout.chunk_bytes
-        {
-            sealed.push(open.chunk);
-        }
+    fn open_next(&mut self) -> Opening {
+        let left = self.user.open.filter(|open| open.filled < self.layout.chunk_bytes);
         let (_, chunk) = self.free.pop_first().expect("what was admitted has room");
         self.segments_opened += 1;
         let stamp = Stamp::new(self.slice, Generation::new(self.epoch, self.segments_opened));
         self.stamps[chunk as usize] = Some(stamp);
-        self.open = Some(OpenSegment { chunk, stamp, filled: self.layout.unit_bytes });
+        self.user.open = Some(OpenSegment { chunk, stamp, filled: self.layout.unit_bytes });
+        Opening { lifetime: self.user.lifetime, leaves: left.map(|open| ChunkId(open.chunk)) }
     }
 }
 
@@ -207,28 +220,42 @@ mod tests {
     #[test]
     fn a_flush_continues_the_open_segment_and_spills_into_the_least_worn_free_one() {
         let mut log = log();
-        let plan = log.plan([100, 200].into_iter());
+        let frames = log.plan([100, 200].into_iter());
         assert_eq!(
-            plan.frames,
+            frames,
             [FramePlan {
                 chunk: 3,
                 stamp: Stamp::new(SLICE, Generation::new(7, 1)),
                 offset: 512,
-                opens: true,
+                opens: Some(Opening { lifetime: USER_LIFETIME, leaves: None }),
                 records: 0..2,
                 body_bytes: 300
             }]
         );
-        let plan = log.plan([14_000, 1000, 1000].into_iter());
-        let places: Vec<_> = plan
-            .frames
+        let frames = log.plan([14_000, 1000, 1000].into_iter());
+        let places: Vec<_> = frames
             .iter()
-            .map(|frame| (frame.chunk, frame.offset, frame.opens, frame.records.clone()))
+            .map(|frame| (frame.chunk, frame.offset, frame.opens.is_some(), frame.records.clone()))
             .collect();
         assert_eq!(places, [(3, 1024, false, 0..2), (4, 512, true, 2..3)]);
-        assert!(plan.sealed.is_empty() || plan.sealed == [3]);
         let place = Place { chunk: 4, offset: 0, length: 1 };
         assert_eq!(log.stamp(place).generation, Generation::new(7, 2));
+    }
+
+    #[test]
+    fn a_segment_that_is_left_before_it_is_full_is_named() {
+        let mut log = log();
+        let mut left = |length: u32| {
+            let frames = log.plan([length].into_iter());
+            let [frame] = &frames[..] else { panic!("{frames:?}") };
+            (frame.chunk, frame.opens.map(|opening| opening.leaves))
+        };
+        let full = 32 * 512 - 512 - frame::HEADER_BYTES as u32;
+        assert_eq!(left(9000), (3, Some(None)));
+        assert_eq!(left(9000), (4, Some(Some(ChunkId(3)))));
+        assert_eq!(left(100), (4, None));
+        assert_eq!(left(full), (5, Some(Some(ChunkId(4)))));
+        assert_eq!(left(100), (6, Some(None)), "the one before is full");
     }
 
     proptest! {
@@ -246,11 +273,11 @@ mod tests {
                     break;
                 }
                 let before = log.free_chunks();
-                let plan = log.plan(lengths.iter().copied());
+                let frames = log.plan(lengths.iter().copied());
                 prop_assert!(u64::from(before - log.free_chunks()) <= needed);
                 let mut next = 0;
                 let mut chunks = BTreeSet::new();
-                for frame in &plan.frames {
+                for frame in &frames {
                     prop_assert_eq!(frame.records.start, next);
                     next = frame.records.end;
                     let body: u32 = lengths[frame.records.clone()].iter().sum();

@@ -12,23 +12,24 @@
 //! A unit is filled by everything that its handle writes, whatever the addresses. For a unit to hold exactly one chunk,
 //! the handle is sent to an empty unit when a chunk begins (if the last one does not end at its unit's end), and a
 //! handle should serve one open chunk at a time: as long as a slice has no more classes in use than handles, and
-//! fills the chunks of a class one after the other, it does.
+//! fills the chunks of a class one after the other ([`Media::expect_lifetime`]), it does.
 //! Where it does not, nothing is wrong but the amplification, which the [statistics](FdpDevice::statistics) show.
 //!
 //! The device keeps no write pointers, so the host does, as on a file: after a start every chunk is closed and
 //! readable to its end until it is reset.
 //!
 //! Invariants:
-//! - Durable writes carry FUA; a flush is the device's own. A flush that failed fails all later ones, of every slice.
+//! - Durable writes carry FUA, which concerns nothing but themselves; a flush is the device's own. One that failed, or was
+//!   dropped before it ended, fails all later ones, of every slice.
 //! - A chunk keeps its handle until it is reset.
 //! - A write that failed closes its chunk: it takes no more in this life.
 
-use std::cell::{Cell, RefCell};
-use std::io;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::admission::Admission;
+use crate::barrier::Barrier;
 use crate::buffer::AlignedBuf;
 use crate::chunk_order::{ChunkOrder, Sharing};
 use crate::chunk_table::ChunkTable;
@@ -39,15 +40,18 @@ use crate::nvme::command::{
     Command, DEALLOCATE_RANGE_BYTES, IDENTIFY_BYTES, Identify, PlacementLog, deallocate_range,
 };
 use crate::nvme::identify::{
-    CommandSet, DeallocateLimits, HANDLE_BYTES, HANDLES_HEADER_BYTES, HandleUse, PlacementConfiguration,
-    PlacementHandle, PlacementStatistics, count_handles, parse_handle_use, parse_handles, placement_in_use,
+    CONFIGURATIONS_HEADER_BYTES, CommandSet, DeallocateLimits, HANDLE_BYTES, HANDLE_USE_HEADER_BYTES,
+    HANDLES_HEADER_BYTES, HandleUse, IdentifyError, PlacementConfiguration, PlacementHandle,
+    PlacementStatistics, STATISTICS_BYTES, configurations_bytes, count_handles, handle_use_bytes,
+    parse_handle_use, parse_handles, placement_in_use,
 };
 use crate::nvme::namespace::{NamespaceError, Passthrough};
 use crate::nvme::ring::{DEPTH, Ring};
 use crate::nvme::status::Fault;
 
-/// Bytes asked of the logs: enough for 500 handles, and any configuration seen.
-const LOG_BYTES: u32 = 4096;
+/// Bytes of the largest log that is believed. As many reclaim unit handles as can be numbered take half of it in the log of
+/// their use; a configuration takes some hundred bytes.
+const LOG_BYTES_MAX: u32 = 1 << 20;
 
 /// Bytes of the best write, where the device does not say: large enough to keep several dies busy.
 const BEST_WRITE_BYTES: u32 = 128 << 10;
@@ -75,11 +79,11 @@ struct Shared {
     configuration: PlacementConfiguration,
     chunks: u32,
     chunk_sectors: u32,
-    handles: Vec<PlacementHandle>,
+    /// Placement handles of the namespace, in number: it keeps them as long as it exists.
+    handles: usize,
     deallocate: DeallocateLimits,
     claims: Arc<Claims>,
-    /// A flush failed: what the device's cache held may be lost, whichever slice it was of.
-    flush_failed: AtomicBool,
+    barrier: Barrier,
 }
 
 impl FdpDevice {
@@ -110,16 +114,15 @@ impl FdpDevice {
             namespace.admin("ask for the placement of", Command::placement_feature(group), &mut [])?;
         let index = placement_in_use(feature)
             .ok_or_else(|| no_placement(owned(), "flexible data placement is off in its endurance group"))?;
-        let mut answer = vec![0; LOG_BYTES as usize];
-        let log = Command::placement_log(PlacementLog::Configurations, group, LOG_BYTES);
-        namespace.admin("read the placement configurations of", log, &mut answer)?;
+        let log = PlacementLog::Configurations;
+        let answer = read_log(&namespace, log, CONFIGURATIONS_HEADER_BYTES, configurations_bytes)?;
         let configuration = PlacementConfiguration::parse(&answer, index).map_err(namespace.bad_answer())?;
         // A controller that does not know the question has no limits to tell.
         let limits = namespace.identify(Identify::NvmController);
         let limits = limits.unwrap_or_else(|_| vec![0; IDENTIFY_BYTES as usize]);
         let deallocate = DeallocateLimits::parse(&limits).map_err(namespace.bad_answer())?;
-        let handles = handles_of(&namespace)?;
-        if handles.is_empty() {
+        let handles = handles_of(&namespace)?.len();
+        if handles == 0 {
             return Err(no_placement(owned(), "the namespace was made without"));
         }
         let sector_bytes = u64::from(namespace.namespace.block_bytes);
@@ -134,17 +137,9 @@ impl FdpDevice {
         if chunks == 0 {
             return Err(no_placement(owned(), "it is smaller than one reclaim unit"));
         }
-        let (claims, flush_failed) = (Arc::default(), AtomicBool::default());
-        let shared = Shared {
-            namespace,
-            configuration,
-            chunks,
-            chunk_sectors,
-            handles,
-            deallocate,
-            claims,
-            flush_failed,
-        };
+        let (claims, barrier) = (Arc::default(), Barrier::default());
+        let shared =
+            Shared { namespace, configuration, chunks, chunk_sectors, handles, deallocate, claims, barrier };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -163,9 +158,12 @@ impl FdpDevice {
         &self.shared.configuration
     }
 
-    /// The handles of the namespace, with what was left of their units when the device was opened.
-    pub fn handles(&self) -> &[PlacementHandle] {
-        &self.shared.handles
+    /// The handles of the namespace, with what is left of their units now. Blocks for two commands.
+    ///
+    /// # Errors
+    /// If the device refuses, or its answer makes no sense.
+    pub fn handles(&self) -> Result<Vec<PlacementHandle>, NamespaceError> {
+        handles_of(&self.shared.namespace)
     }
 
     /// What the endurance group wrote since it was made: by hosts, and to the media. It may hold other namespaces as well.
@@ -174,25 +172,20 @@ impl FdpDevice {
     /// # Errors
     /// If the device refuses, or its answer makes no sense.
     pub fn statistics(&self) -> Result<PlacementStatistics, NamespaceError> {
-        let answer = self.log(PlacementLog::Statistics, 64)?;
-        PlacementStatistics::parse(&answer).map_err(self.shared.namespace.bad_answer())
+        let namespace = &self.shared.namespace;
+        let answer = log_part(namespace, PlacementLog::Statistics, 0, STATISTICS_BYTES)?;
+        PlacementStatistics::parse(&answer).map_err(namespace.bad_answer())
     }
 
-    /// Who uses each reclaim unit handle of the endurance group. Blocks for an admin command.
+    /// Who uses each reclaim unit handle of the endurance group. Blocks for two admin commands.
     ///
     /// # Errors
     /// If the device refuses, or its answer makes no sense.
     pub fn handle_use(&self) -> Result<Vec<HandleUse>, NamespaceError> {
-        let answer = self.log(PlacementLog::HandleUsage, LOG_BYTES)?;
-        parse_handle_use(&answer).map_err(self.shared.namespace.bad_answer())
-    }
-
-    fn log(&self, log: PlacementLog, bytes: u32) -> Result<Vec<u8>, NamespaceError> {
         let namespace = &self.shared.namespace;
-        let mut answer = vec![0; bytes as usize];
-        let command = Command::placement_log(log, namespace.namespace.endurance_group, bytes);
-        namespace.admin("read a log of", command, &mut answer)?;
-        Ok(answer)
+        let log = PlacementLog::HandleUsage;
+        let answer = read_log(namespace, log, HANDLE_USE_HEADER_BYTES, handle_use_bytes)?;
+        parse_handle_use(&answer).map_err(namespace.bad_answer())
     }
 
     /// The slice of a shard if the device is divided evenly. Each has handles of its own where there are enough;
@@ -201,7 +194,7 @@ impl FdpDevice {
     /// # Errors
     /// If it has fewer chunks than there are shards.
     pub fn share(&self, shard: u32, shards: u32) -> Result<FdpSlice, NamespaceError> {
-        let Shared { chunks, ref handles, .. } = *self.shared;
+        let Shared { chunks, handles, .. } = *self.shared;
         if shards == 0 || chunks / shards == 0 {
             let path = self.path().to_path_buf();
             return Err(NamespaceError::TooFew { path, what: "reclaim units", has: chunks, shards });
@@ -210,27 +203,29 @@ impl FdpDevice {
             return Err(self.no_slice("the shard is beyond the last"));
         }
         let chunks = chunks / shards;
-        let handles = divide_handles(handles.len(), shard, shards);
+        let handles = divide_handles(handles, shard, shards);
         Ok(FdpSlice { first_chunk: shard * chunks, chunks, handles })
     }
 
     /// Hands out a slice. Call it on the owner's thread; operations run on that thread's monoio runtime. The slice is
-    /// given back when the value is dropped, unless a write was dropped in flight.
+    /// given back when the value is dropped, unless a write or a reset was dropped in flight. Blocks for two commands.
     ///
     /// # Errors
-    /// If it is not all there, in part another's, or names no handle.
+    /// If it is not all there, in part another's, or names no handle; or the device does not say where its handles stand.
     pub fn slice(&self, slice: &FdpSlice) -> Result<FdpMedia, NamespaceError> {
-        let Shared { namespace, chunks, chunk_sectors, handles, claims, .. } = &*self.shared;
-        let own: Option<Vec<_>> = slice.handles.iter().map(|index| handles.get(*index).copied()).collect();
-        let own = own
-            .filter(|own| !own.is_empty())
-            .ok_or_else(|| self.no_slice("it names no handle, or one too many"))?;
+        let Shared { namespace, chunks, chunk_sectors, claims, .. } = &*self.shared;
         let claim = slice
             .first_chunk
             .checked_add(slice.chunks)
             .ok_or("it reaches beyond the device's end")
             .and_then(|end| claims.take(slice.first_chunk..end, *chunks, 0, 0))
             .map_err(|reason| self.no_slice(reason))?;
+        // Asked now: whoever had the slice before wrote with them.
+        let handles = self.handles()?;
+        let own: Option<Vec<_>> = slice.handles.iter().map(|index| handles.get(*index).copied()).collect();
+        let own = own
+            .filter(|own| !own.is_empty())
+            .ok_or_else(|| self.no_slice("it names no handle, or one too many"))?;
         let path = self.path();
         let device =
             namespace.device.try_clone().map_err(NamespaceError::io("duplicate the descriptor of", path))?;
@@ -256,11 +251,9 @@ impl FdpDevice {
             nsid: namespace.nsid,
             transfer_sectors_max: namespace.transfer_blocks_max,
             first_sector: u64::from(slice.first_chunk) * u64::from(*chunk_sectors),
-            geometry,
-            table: RefCell::new(ChunkTable::all_closed(geometry)),
+            admission: Admission::new(geometry, ChunkTable::all_closed(geometry)),
             order: ChunkOrder::lenient(slice.chunks),
             placement: RefCell::new(Placement::new(&own, *chunk_sectors, slice.chunks)),
-            counters: Cell::default(),
             claim,
             device: self.clone(),
         })
@@ -283,6 +276,54 @@ fn handles_of(namespace: &Passthrough) -> Result<Vec<PlacementHandle>, Namespace
     let count = count_handles(&ask(HANDLES_HEADER_BYTES)?).map_err(namespace.bad_answer())?;
     let answer = ask(HANDLES_HEADER_BYTES + usize::from(count) * HANDLE_BYTES)?;
     parse_handles(&answer).map_err(namespace.bad_answer())
+}
+
+/// All of a log whose header says how many bytes there are.
+fn read_log(
+    namespace: &Passthrough,
+    log: PlacementLog,
+    header_bytes: u32,
+    log_bytes: fn(&[u8]) -> Result<u32, IdentifyError>,
+) -> Result<Vec<u8>, NamespaceError> {
+    // The kernel does not divide admin commands.
+    let part_bytes_max = namespace.transfer_blocks_max.saturating_mul(namespace.namespace.block_bytes);
+    let log_bytes = |header: &[u8]| log_bytes(header).and_then(believed).map_err(namespace.bad_answer());
+    whole_log(header_bytes, part_bytes_max, log_bytes, |from, bytes| log_part(namespace, log, from, bytes))
+}
+
+fn believed(bytes: u32) -> Result<u32, IdentifyError> {
+    if bytes > LOG_BYTES_MAX {
+        let reason = "it claims to be longer than any that makes sense";
+        return Err(IdentifyError { structure: "placement log", reason });
+    }
+    Ok(bytes)
+}
+
+/// A log in parts that `read` gives, of so many bytes from an offset: first the header, to learn the length.
+fn whole_log<E>(
+    header_bytes: u32,
+    part_bytes_max: u32,
+    log_bytes: impl FnOnce(&[u8]) -> Result<u32, E>,
+    mut read: impl FnMut(u32, u32) -> Result<Vec<u8>, E>,
+) -> Result<Vec<u8>, E> {
+    let bytes = log_bytes(&read(0, header_bytes)?)?;
+    let mut whole = Vec::with_capacity(bytes as usize);
+    for from in (0..bytes).step_by(part_bytes_max as usize) {
+        whole.extend(read(from, part_bytes_max.min(bytes - from))?);
+    }
+    Ok(whole)
+}
+
+fn log_part(
+    namespace: &Passthrough,
+    log: PlacementLog,
+    from: u32,
+    bytes: u32,
+) -> Result<Vec<u8>, NamespaceError> {
+    let mut answer = vec![0; bytes as usize];
+    let command = Command::placement_log(log, namespace.namespace.endurance_group, bytes).from_offset(from);
+    namespace.admin("read a placement log of", command, &mut answer)?;
+    Ok(answer)
 }
 
 fn no_placement(path: PathBuf, reason: &'static str) -> NamespaceError {
@@ -395,12 +436,10 @@ pub struct FdpMedia {
     nsid: u32,
     transfer_sectors_max: u32,
     first_sector: u64,
-    geometry: Geometry,
-    table: RefCell<ChunkTable>,
+    admission: Admission,
     /// The first write of a chunk goes alone, for the update of its handle; the others share.
     order: ChunkOrder,
     placement: RefCell<Placement>,
-    counters: Cell<MediaCounters>,
     claim: Claim,
     /// Keeps the device locked as long as something may be written.
     device: FdpDevice,
@@ -408,13 +447,8 @@ pub struct FdpMedia {
 
 impl FdpMedia {
     fn lba(&self, chunk: ChunkId, sector: u32) -> u64 {
-        self.first_sector + u64::from(chunk.0) * u64::from(self.geometry.chunk_sectors) + u64::from(sector)
-    }
-
-    fn count(&self, change: impl FnOnce(&mut MediaCounters)) {
-        let mut counters = self.counters.get();
-        change(&mut counters);
-        self.counters.set(counters);
+        let chunk_sectors = u64::from(self.geometry().chunk_sectors);
+        self.first_sector + u64::from(chunk.0) * chunk_sectors + u64::from(sector)
     }
 
     /// A write from its admission to its completion; returns where it went.
@@ -426,15 +460,10 @@ impl FdpMedia {
         buf: AlignedBuf,
         durability: Durability,
     ) -> (Result<u32, MediaError>, AlignedBuf) {
-        let admitted = self.table.borrow_mut().begin_write(operation, chunk, sector, buf.len());
-        let (start, sectors) = match admitted {
+        let (start, sectors) = match self.admission.write(operation, chunk, sector, buf.len()) {
             Ok(admitted) => admitted,
             Err(error) => return (Err(error), buf),
         };
-        self.count(|counters| {
-            counters.writes += 1;
-            counters.written_bytes += buf.len() as u64;
-        });
         let opens = start == 0;
         let mut passage = self.order.passage(chunk);
         let sharing = if opens { Sharing::Alone } else { Sharing::Shared };
@@ -447,7 +476,7 @@ impl FdpMedia {
                 let (written, buf) = self.write_sectors(chunk, start, sectors, buf, durability).await;
                 let result = written.map_err(|(sector, fault)| {
                     passage.break_off(sector, matches!(fault, Fault::WriteFailed));
-                    let mut table = self.table.borrow_mut();
+                    let mut table = self.admission.table();
                     let write_pointer = table.write_pointer(chunk);
                     table.set(chunk, ChunkState::Closed, write_pointer);
                     fault.at(operation, chunk, sector)
@@ -455,7 +484,7 @@ impl FdpMedia {
                 (result.map(|()| start), buf)
             }
         };
-        let mut table = self.table.borrow_mut();
+        let mut table = self.admission.table();
         table.end_write(chunk);
         // Not before the last of those in flight: they need the handle.
         if table.state(chunk) == ChunkState::Closed && !table.is_written(chunk) {
@@ -483,7 +512,7 @@ impl FdpMedia {
     /// Deallocates a whole chunk.
     async fn deallocate(&self, chunk: ChunkId) -> Result<(), Fault> {
         let limits = self.device.shared.deallocate;
-        for ranges in limits.commands(self.lba(chunk, 0), self.geometry.chunk_sectors) {
+        for ranges in limits.commands(self.lba(chunk, 0), self.geometry().chunk_sectors) {
             let mut buf = AlignedBuf::zeroed(ranges.len() * DEALLOCATE_RANGE_BYTES);
             for (place, (lba, blocks)) in buf.chunks_mut(DEALLOCATE_RANGE_BYTES).zip(&ranges) {
                 place.copy_from_slice(&deallocate_range(*lba, *blocks));
@@ -505,13 +534,13 @@ impl FdpMedia {
         durability: Durability,
     ) -> (Result<(), (u32, Fault)>, AlignedBuf) {
         let placement = self.placement.borrow_mut().write(chunk, sectors);
-        let max = self.transfer_sectors_max;
+        let (max, sector_bytes) = (self.transfer_sectors_max, self.geometry().sector_bytes);
         let durable = durability == Durability::Durable;
         let command = |part: u32| {
             let done = part * max;
             let part_sectors = (sectors - done).min(max);
             let lba = self.lba(chunk, start + done);
-            let write = Command::write(self.nsid, lba, part_sectors, self.geometry.sector_bytes, durable);
+            let write = Command::write(self.nsid, lba, part_sectors, sector_bytes, durable);
             placement.map_or(write, |placement| write.placed(placement))
         };
         let (result, buf) = self.ring.transfer(sectors.div_ceil(max), buf, 0, command).await;
@@ -521,11 +550,11 @@ impl FdpMedia {
 
 impl Media for FdpMedia {
     fn geometry(&self) -> &Geometry {
-        &self.geometry
+        self.admission.geometry()
     }
 
     async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.table.borrow().report())
+        Ok(self.admission.report())
     }
 
     async fn write(
@@ -554,20 +583,15 @@ impl Media for FdpMedia {
         sector: u32,
         buf: AlignedBuf,
     ) -> (Result<(), MediaError>, AlignedBuf) {
-        let admitted = self.table.borrow_mut().check_read(chunk, sector, buf.len());
-        let sectors = match admitted {
+        let sectors = match self.admission.read(chunk, sector, buf.len()) {
             Ok(sectors) => sectors,
             Err(error) => return (Err(error), buf),
         };
-        self.count(|counters| {
-            counters.reads += 1;
-            counters.read_bytes += buf.len() as u64;
-        });
-        let max = self.transfer_sectors_max;
+        let (max, sector_bytes) = (self.transfer_sectors_max, self.geometry().sector_bytes);
         let command = |part: u32| {
             let done = part * max;
             let part_sectors = (sectors - done).min(max);
-            Command::read(self.nsid, self.lba(chunk, sector + done), part_sectors, self.geometry.sector_bytes)
+            Command::read(self.nsid, self.lba(chunk, sector + done), part_sectors, sector_bytes)
         };
         let (result, buf) = self.ring.transfer(sectors.div_ceil(max), buf, 0, command).await;
         let result = result.map(drop);
@@ -581,10 +605,9 @@ impl Media for FdpMedia {
     }
 
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
-        self.table.borrow_mut().begin_reset(chunk)?;
-        self.count(|counters| counters.resets += 1);
+        self.admission.reset(chunk)?;
         let result = self.deallocate(chunk).await;
-        self.table.borrow_mut().end_reset(chunk, result.is_ok());
+        self.admission.table().end_reset(chunk, result.is_ok());
         if result.is_ok() {
             let mut placement = self.placement.borrow_mut();
             placement.end(chunk);
@@ -594,7 +617,7 @@ impl Media for FdpMedia {
     }
 
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {
-        let mut table = self.table.borrow_mut();
+        let mut table = self.admission.table();
         table.check_finish(chunk)?;
         table.finish(chunk);
         self.placement.borrow_mut().end(chunk);
@@ -602,30 +625,23 @@ impl Media for FdpMedia {
     }
 
     async fn flush(&self) -> Result<(), MediaError> {
-        self.count(|counters| counters.flushes += 1);
-        let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
-        let lost = || failed(io::Error::other("an earlier flush failed; what it covered may be lost"));
-        let flush_failed = &self.device.shared.flush_failed;
-        if flush_failed.load(Ordering::Acquire) {
-            return Err(lost());
-        }
-        if let Err(fault) = self.ring.command(Command::flush(self.nsid)).await {
-            flush_failed.store(true, Ordering::Release);
-            return Err(fault.at("flush", ChunkId(0), 0));
-        }
-        // One of another slice may have failed meanwhile, over the same cache.
-        if flush_failed.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
+        self.admission.flush();
+        let flush = async {
+            let flushed = self.ring.command(Command::flush(self.nsid)).await;
+            flushed.map_err(|fault| fault.at("flush", ChunkId(0), 0))
+        };
+        self.device.shared.barrier.flush(flush).await
     }
 
     fn counters(&self) -> MediaCounters {
-        self.counters.get()
+        self.admission.counters()
     }
 }
 
 impl Drop for FdpMedia {
     fn drop(&mut self) {
-        // A write that was dropped may still land: whoever took the slice next would not expect it.
-        if self.table.get_mut().has_writes_in_flight() {
+        // A write or a reset that was dropped may still land: whoever took the slice next would not expect it.
+        if !self.admission.is_at_rest() {
             self.claim.keep();
         }
     }
@@ -697,6 +713,34 @@ mod tests {
         assert_eq!(all, [vec![0, 1], vec![2, 3], vec![4, 5]]);
         let all: Vec<_> = (0..5).map(|shard| divide_handles(2, shard, 5)).collect();
         assert_eq!(all, [[0], [1], [0], [1], [0]]);
+    }
+
+    /// The configuration in use is the last of many that list a hundred handles each: far beyond one page.
+    #[test]
+    fn a_log_is_read_to_its_end() {
+        const INDEX: u8 = 20;
+        const DESCRIPTOR_BYTES: usize = 64 + 4 * 100;
+        let mut device = vec![0; CONFIGURATIONS_HEADER_BYTES as usize];
+        device[0] = INDEX;
+        for index in 0..=u64::from(INDEX) {
+            let mut descriptor = [0; DESCRIPTOR_BYTES];
+            descriptor[..2].copy_from_slice(&(DESCRIPTOR_BYTES as u16).to_le_bytes());
+            descriptor[2] = 1 << 7;
+            descriptor[16..24].copy_from_slice(&(1000 + index).to_le_bytes());
+            device.extend(descriptor);
+        }
+        let bytes = device.len() as u32;
+        device[4..8].copy_from_slice(&bytes.to_le_bytes());
+        for part_bytes_max in [512, 4096, bytes, 1 << 18] {
+            let read = |from: u32, bytes: u32| {
+                assert!(bytes <= part_bytes_max && from.is_multiple_of(4) && bytes.is_multiple_of(4));
+                Ok(device[from as usize..][..bytes as usize].to_vec())
+            };
+            let told = |header: &[u8]| configurations_bytes(header).and_then(believed);
+            let log = whole_log(CONFIGURATIONS_HEADER_BYTES, part_bytes_max, told, read).unwrap();
+            assert_eq!(PlacementConfiguration::parse(&log, INDEX).unwrap().unit_bytes, 1020);
+        }
+        assert!(believed(u32::MAX).is_err());
     }
 
     #[test]

@@ -12,13 +12,11 @@
 //! Invariants:
 //! - All I/O is O_DIRECT: what a read returns came from the device, not from memory.
 //! - A durable write goes through a descriptor opened with O_DSYNC; it says nothing of other writes.
-//! - Once a flush or a durable write failed, every later flush fails, of every slice of the device: they share its
-//!   cache, and the kernel reports a lost write once and then forgets it.
+//! - Once a flush or a durable write failed, or was dropped before it ended, every later flush fails, of every slice of
+//!   the device: they share its cache, and the kernel reports a lost write once and then forgets it.
 //! - A slice is handed out once at a time.
 
-use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
+use crate::admission::Admission;
+use crate::barrier::Barrier;
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
 use crate::chunk_table::ChunkTable;
 use crate::device::{DeviceKind, Host, Site};
@@ -61,8 +61,8 @@ struct Shared {
     plain: File,
     durable: File,
     taken: Vec<AtomicBool>,
-    /// A flush or a durable write failed: what the device's cache held may be lost, whichever slice it was of.
-    flush_failed: AtomicBool,
+    /// A durable write flushes the device's cache as well.
+    barrier: Barrier,
     /// Dropped with the last slice: nobody else comes in while one may still be written.
     _lock: DeviceLock,
 }
@@ -108,7 +108,7 @@ impl FileDevice {
             plain: descriptor(libc::O_DIRECT)?,
             durable: descriptor(durable_flags)?,
             taken: (0..superblock.shards).map(|_| AtomicBool::new(false)).collect(),
-            flush_failed: AtomicBool::new(false),
+            barrier: Barrier::default(),
             _lock: lock,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -148,11 +148,9 @@ impl FileDevice {
             device: self.clone(),
             shard,
             offset: layout.slice_offset(shard),
-            geometry,
             plain: RingFile::new(plain),
             durable: RingFile::new(durable),
-            table: RefCell::new(ChunkTable::all_closed(geometry)),
-            counters: Cell::default(),
+            admission: Admission::new(geometry, ChunkTable::all_closed(geometry)),
         })
     }
 }
@@ -193,24 +191,17 @@ pub struct FileMedia {
     device: FileDevice,
     shard: u32,
     offset: u64,
-    geometry: Geometry,
     plain: RingFile,
     durable: RingFile,
-    table: RefCell<ChunkTable>,
-    counters: Cell<MediaCounters>,
+    admission: Admission,
 }
 
 impl FileMedia {
     fn byte_offset(&self, chunk: ChunkId, sector: u32) -> u64 {
+        let geometry = self.geometry();
         self.offset
-            + u64::from(chunk.0) * self.geometry.chunk_bytes()
-            + u64::from(sector) * u64::from(self.geometry.sector_bytes)
-    }
-
-    fn count(&self, change: impl FnOnce(&mut MediaCounters)) {
-        let mut counters = self.counters.get();
-        change(&mut counters);
-        self.counters.set(counters);
+            + u64::from(chunk.0) * geometry.chunk_bytes()
+            + u64::from(sector) * u64::from(geometry.sector_bytes)
     }
 
     /// A write from its admission to its completion; returns where it went.
@@ -222,42 +213,35 @@ impl FileMedia {
         buf: AlignedBuf,
         durability: Durability,
     ) -> (Result<u32, MediaError>, AlignedBuf) {
-        let admitted = self.table.borrow_mut().begin_write(operation, chunk, sector, buf.len());
-        let start = match admitted {
+        let start = match self.admission.write(operation, chunk, sector, buf.len()) {
             Ok((start, _)) => start,
             Err(error) => return (Err(error), buf),
         };
-        self.count(|counters| {
-            counters.writes += 1;
-            counters.written_bytes += buf.len() as u64;
-        });
+        let (part, at) = (0..buf.len(), self.byte_offset(chunk, start));
         let file = match durability {
             Durability::Volatile => &self.plain,
             Durability::Durable => &self.durable,
         };
-        let (part, at) = (0..buf.len(), self.byte_offset(chunk, start));
-        let (result, buf) = file.write_whole(buf, part, at, self.geometry.sector_bytes).await;
-        if result.is_err() && durability == Durability::Durable {
-            self.device.shared.flush_failed.store(true, Ordering::Release);
-        }
-        self.table.borrow_mut().end_write(chunk);
-        let result = result.map(|()| start).map_err(|source| MediaError::Io {
-            operation,
-            chunk,
-            sector: start,
-            source,
-        });
-        (result, buf)
+        let write = file.write_whole(buf, part, at, self.geometry().sector_bytes);
+        let (result, buf) = match durability {
+            Durability::Volatile => write.await,
+            Durability::Durable => {
+                self.device.shared.barrier.depends_on(write, |(result, _)| result.is_err()).await
+            }
+        };
+        self.admission.table().end_write(chunk);
+        let failed = |source| MediaError::Io { operation, chunk, sector: start, source };
+        (result.map(|()| start).map_err(failed), buf)
     }
 }
 
 impl Media for FileMedia {
     fn geometry(&self) -> &Geometry {
-        &self.geometry
+        self.admission.geometry()
     }
 
     async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.table.borrow().report())
+        Ok(self.admission.report())
     }
 
     async fn write(
@@ -286,63 +270,49 @@ impl Media for FileMedia {
         sector: u32,
         buf: AlignedBuf,
     ) -> (Result<(), MediaError>, AlignedBuf) {
-        let admitted = self.table.borrow_mut().check_read(chunk, sector, buf.len());
-        if let Err(error) = admitted {
+        if let Err(error) = self.admission.read(chunk, sector, buf.len()) {
             return (Err(error), buf);
         }
-        self.count(|counters| {
-            counters.reads += 1;
-            counters.read_bytes += buf.len() as u64;
-        });
         let (part, at) = (0..buf.len(), self.byte_offset(chunk, sector));
-        let (result, buf) = self.plain.read_whole(buf, part, at, self.geometry.sector_bytes).await;
+        let (result, buf) = self.plain.read_whole(buf, part, at, self.geometry().sector_bytes).await;
         let result = result.map_err(|source| MediaError::Io { operation: "read", chunk, sector, source });
         (result, buf)
     }
 
     async fn reset(&self, chunk: ChunkId) -> Result<(), MediaError> {
-        let mut table = self.table.borrow_mut();
-        table.begin_reset(chunk)?;
-        table.end_reset(chunk, true);
-        self.count(|counters| counters.resets += 1);
+        self.admission.reset(chunk)?;
+        self.admission.table().end_reset(chunk, true);
         Ok(())
     }
 
     async fn finish(&self, chunk: ChunkId) -> Result<(), MediaError> {
-        let mut table = self.table.borrow_mut();
+        let mut table = self.admission.table();
         table.check_finish(chunk)?;
         table.finish(chunk);
         Ok(())
     }
 
     async fn flush(&self) -> Result<(), MediaError> {
-        self.count(|counters| counters.flushes += 1);
-        let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
-        let flush_failed = &self.device.shared.flush_failed;
-        let lost = || failed(io::Error::other("an earlier flush failed; what it covered may be lost"));
-        if flush_failed.load(Ordering::Acquire) {
-            return Err(lost());
-        }
-        if self.device.shared.options.nosync {
-            return Ok(());
-        }
-        if let Err(source) = self.plain.get().map_err(failed)?.sync_data().await {
-            flush_failed.store(true, Ordering::Release);
-            return Err(failed(source));
-        }
-        // One of another slice may have failed meanwhile, over the same cache.
-        if flush_failed.load(Ordering::Acquire) { Err(lost()) } else { Ok(()) }
+        self.admission.flush();
+        let flush = async {
+            if self.device.shared.options.nosync {
+                return Ok(());
+            }
+            let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
+            self.plain.get().map_err(failed)?.sync_data().await.map_err(failed)
+        };
+        self.device.shared.barrier.flush(flush).await
     }
 
     fn counters(&self) -> MediaCounters {
-        self.counters.get()
+        self.admission.counters()
     }
 }
 
 impl Drop for FileMedia {
     fn drop(&mut self) {
         // A write that was dropped may still land: whoever took the slice next would not expect it.
-        if !self.table.get_mut().has_writes_in_flight() {
+        if self.admission.is_at_rest() {
             self.device.shared.taken[self.shard as usize].store(false, Ordering::Release);
         }
     }
@@ -350,6 +320,9 @@ impl Drop for FileMedia {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use super::*;
     use crate::format::{FormatOptions, format};
 
@@ -397,10 +370,36 @@ mod tests {
                 let read_only = || RingFile::new(File::open(slice.device.path()).unwrap());
                 (slice.plain, slice.durable) = (read_only(), read_only());
                 slice.reset(ChunkId(0)).await.unwrap();
-                let buf = AlignedBuf::zeroed(slice.geometry.sector_bytes as usize);
+                let buf = AlignedBuf::zeroed(slice.geometry().sector_bytes as usize);
                 assert!(slice.write(ChunkId(0), 0, buf, durability).await.0.is_err());
             });
             assert_eq!(other.is_err(), fails, "{other:?}");
         }
+    }
+
+    /// Submits an operation, and drops its future before it ends.
+    fn begin_and_drop<T>(operation: impl Future<Output = T>) {
+        assert!(pin!(operation).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    /// Nobody would ever hear that it failed.
+    #[test]
+    fn a_dropped_flush_or_durable_write_fails_the_later_flushes_of_every_slice() {
+        let other = flush_of_the_other_slice_after(async |slice| begin_and_drop(slice.flush()));
+        assert!(matches!(other, Err(MediaError::Io { operation: "flush", .. })), "{other:?}");
+        for (durability, fails) in [(Durability::Durable, true), (Durability::Volatile, false)] {
+            let other = flush_of_the_other_slice_after(async |slice| {
+                slice.reset(ChunkId(0)).await.unwrap();
+                let buf = AlignedBuf::zeroed(slice.geometry().sector_bytes as usize);
+                begin_and_drop(slice.write(ChunkId(0), 0, buf, durability));
+            });
+            assert_eq!(other.is_err(), fails, "{durability:?}: {other:?}");
+        }
+    }
+
+    #[test]
+    fn a_flush_that_was_never_begun_fails_nobody() {
+        let other = flush_of_the_other_slice_after(async |slice| drop(slice.flush()));
+        assert!(other.is_ok(), "{other:?}");
     }
 }

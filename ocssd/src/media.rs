@@ -183,9 +183,20 @@ pub struct MediaCounters {
 /// All operations take `&self` and may run concurrently on one thread; writes to one chunk are submitted
 /// in the order of their addresses, the next may be submitted before the last completed.
 ///
-/// An operation is submitted when its future is first polled. A future that is dropped after that leaves
-/// its operation to take effect or not; a chunk with such a write cannot be reset before the medium is
-/// opened again.
+/// # Futures that are dropped
+///
+/// An operation is submitted when its future is first polled; one that never was did nothing. Dropped after that, it
+/// is not taken back: it takes effect or not, in part or whole, sooner or later, and nobody learns how it ended. Until the
+/// medium is opened again, expect
+/// - of a **write** or append: the write pointer stands behind it, anything may stand in its sectors, and the chunk cannot be
+///   reset, for the write could land in its next life. Where the device keeps write pointers the chunk takes no more writes.
+///   A durable one may fail later flushes, too;
+/// - of a **reset** or **finish**: the chunk is as before or as after, and may refuse whatever depends on which;
+/// - of a **flush**: nothing is durable by it, and every later flush may fail, of all slices of the device: its failure
+///   might have been the only word of what the device's cache lost, so it counts as one that failed;
+/// - of a **read**, or any other: nothing.
+///
+/// A slice that is dropped with such a write or reset is not handed out again before the device is opened again.
 #[expect(async_fn_in_trait, reason = "one thread per shard: futures are neither Send nor meant to be")]
 pub trait Media: 'static {
     /// The geometry, constant while the medium is open.
@@ -228,6 +239,9 @@ pub trait Media: 'static {
 
     /// Says of what lifetime the content of a free chunk will be, before its first write. Advice: a device without
     /// placement handles ignores it. Kept until the chunk is reset.
+    ///
+    /// Chunks of one class are best written one after the other, each full or [finished](Self::finish) before the next
+    /// begins: a placement handle fills one reclaim unit after the other, and two chunks written at once share theirs.
     fn expect_lifetime(&self, _chunk: ChunkId, _class: LifetimeClass) {}
 
     /// Whether a flush makes even the last [`Geometry::mw_cunits`] sectors of open chunks durable, since the

@@ -35,35 +35,42 @@ impl RingFile {
     /// Writes a part of the buffer at an offset of the file, in transfers of whole sectors.
     pub(crate) async fn write_whole(
         &self,
-        mut buf: AlignedBuf,
+        buf: AlignedBuf,
         part: Range<usize>,
         at: u64,
         sector_bytes: u32,
     ) -> (io::Result<()>, AlignedBuf) {
-        let file = match self.get() {
-            Ok(file) => file,
-            Err(error) => return (Err(error), buf),
+        let write = async |file: &monoio::fs::File, buf: AlignedBuf, rest, at| {
+            let (result, slice) = file.write_at(buf.slice(rest), at).await;
+            (result, slice.into_inner())
         };
-        let mut done = 0;
-        while done < part.len() {
-            let slice = buf.slice(part.start + done..part.end);
-            let (result, slice) = file.write_at(slice, at + done as u64).await;
-            buf = slice.into_inner();
-            match step(result, done, part.len(), sector_bytes) {
-                Ok(now) => done = now,
-                Err(error) => return (Err(error), buf),
-            }
-        }
-        (Ok(()), buf)
+        self.transfer(buf, part, at, sector_bytes, write).await
     }
 
     /// Fills a part of the buffer from an offset of the file, in transfers of whole sectors.
     pub(crate) async fn read_whole(
         &self,
+        buf: AlignedBuf,
+        part: Range<usize>,
+        at: u64,
+        sector_bytes: u32,
+    ) -> (io::Result<()>, AlignedBuf) {
+        let read = async |file: &monoio::fs::File, buf: AlignedBuf, rest, at| {
+            let (result, slice) = file.read_at(buf.slice_mut(rest), at).await;
+            (result, slice.into_inner())
+        };
+        self.transfer(buf, part, at, sector_bytes, read).await
+    }
+
+    /// Moves a part of the buffer by as many calls of `some` as it takes: each gets the rest of the part and its offset
+    /// in the file, and says how many bytes it moved.
+    async fn transfer(
+        &self,
         mut buf: AlignedBuf,
         part: Range<usize>,
         at: u64,
         sector_bytes: u32,
+        some: impl AsyncFn(&monoio::fs::File, AlignedBuf, Range<usize>, u64) -> (io::Result<usize>, AlignedBuf),
     ) -> (io::Result<()>, AlignedBuf) {
         let file = match self.get() {
             Ok(file) => file,
@@ -71,10 +78,9 @@ impl RingFile {
         };
         let mut done = 0;
         while done < part.len() {
-            let slice = buf.slice_mut(part.start + done..part.end);
-            let (result, slice) = file.read_at(slice, at + done as u64).await;
-            buf = slice.into_inner();
-            match step(result, done, part.len(), sector_bytes) {
+            let moved;
+            (moved, buf) = some(file, buf, part.start + done..part.end, at + done as u64).await;
+            match step(moved, done, part.len(), sector_bytes) {
                 Ok(now) => done = now,
                 Err(error) => return (Err(error), buf),
             }

@@ -505,7 +505,7 @@ fn a_dropped_write_pins_chunk_and_slice() {
     run(async {
         media.reset(ChunkId(0)).await.unwrap();
         {
-            let mut write = pin!(media.write(ChunkId(0), 0, AlignedBuf::zeroed(4096), Durability::Durable));
+            let mut write = pin!(media.write(ChunkId(0), 0, AlignedBuf::zeroed(4096), Durability::Volatile));
             let first = write.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(first, Poll::Pending));
         }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+pub(crate) mod placement;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;

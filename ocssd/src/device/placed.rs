@@ -23,6 +23,7 @@ use crate::device::managed::on_a_ring;
 use crate::fdp::{FdpDevice, FdpMedia, FdpSlice};
 use crate::format::{FormatError, FormatOptions};
 use crate::geometry::{ChunkId, Geometry};
+use crate::layout::LayoutError;
 use crate::media::{Durability, Media, MediaError};
 use crate::superblock::{
     COPY_BYTES, COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES, Superblock, SuperblockError,
@@ -121,6 +122,9 @@ pub(crate) fn format(
     options: &FormatOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Superblock, FormatError> {
+    if options.shards == 0 {
+        return Err(FormatError::Layout { path: path.to_path_buf(), source: LayoutError::NoShards });
+    }
     let device = FdpDevice::open(path)?;
     let (found, shape) = look(&device).map_err(|error| FormatError::Open(Box::new(error)))?;
     match found {
@@ -135,7 +139,7 @@ pub(crate) fn format(
         }
     }
     let geometry = shape.geometry;
-    let chunks = (geometry.chunks - FIRST_SLICE_CHUNK) / options.shards.max(1);
+    let chunks = (geometry.chunks - FIRST_SLICE_CHUNK) / options.shards;
     if chunks < SLICE_CHUNKS_MIN {
         let (has, needed) = (chunks, SLICE_CHUNKS_MIN);
         return Err(FormatError::TooFewChunks {
@@ -229,4 +233,28 @@ async fn zero(media: &FdpMedia, mut said: impl FnMut(u64)) -> Result<(), MediaEr
         }
     }
     media.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They would have divided the device among one, and a superblock said that there is none.
+    #[test]
+    fn a_device_for_no_shards_is_refused() {
+        let options = FormatOptions {
+            cluster: 1,
+            node: 1,
+            shards: 0,
+            size_bytes: 0,
+            chunk_bytes: None,
+            sector_bytes: None,
+            force: true,
+        };
+        let refused = format(Path::new("/dev/none"), &options, &mut |_, _| {});
+        assert!(
+            matches!(refused, Err(FormatError::Layout { source: LayoutError::NoShards, .. })),
+            "{refused:?}"
+        );
+    }
 }

@@ -202,6 +202,13 @@ impl Command {
         Self { opcode: 0x02, data_bytes, dwords, ..Self::default() }
     }
 
+    /// The same log from byte `offset` on (a multiple of four).
+    #[must_use]
+    pub fn from_offset(mut self, offset: u32) -> Self {
+        self.dwords[2] = offset;
+        self
+    }
+
     /// Asks whether flexible data placement is on in an endurance group, and with which configuration. An admin
     /// command that answers in its result.
     pub fn placement_feature(endurance_group: u16) -> Self {
@@ -337,6 +344,7 @@ mod tests {
                 ("zoned", Command::identify(9, Identify::ZonedController)),
                 ("configured", log(PlacementLog::Configurations, 1 << 20)),
                 ("usage", log(PlacementLog::HandleUsage, 64)),
+                ("usage from", log(PlacementLog::HandleUsage, 64).from_offset(0x4_0000)),
                 ("statistics", log(PlacementLog::Statistics, 64)),
                 ("feature", Command::placement_feature(7)),
             ],
@@ -349,6 +357,7 @@ mod tests {
                 zoned        06 0     4096  00000006 02000000 00000000 00000000 00000000 00000000
                 configured   02 0  1048576  ffff0020 00070003 00000000 00000000 00000000 00000000
                 usage        02 0       64  000f0021 00070000 00000000 00000000 00000000 00000000
+                usage from   02 0       64  000f0021 00070000 00040000 00000000 00000000 00000000
                 statistics   02 0       64  000f0022 00070000 00000000 00000000 00000000 00000000
                 feature      0a 0        0  0000001d 00000007 00000000 00000000 00000000 00000000"#]],
         );

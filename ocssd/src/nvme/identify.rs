@@ -18,6 +18,18 @@ pub const HANDLES_HEADER_BYTES: usize = 16;
 /// Bytes of one handle in a placement handle status.
 pub const HANDLE_BYTES: usize = 32;
 
+/// Bytes of the header of the log of placement configurations, which says how long the log is.
+pub const CONFIGURATIONS_HEADER_BYTES: u32 = 16;
+
+/// Bytes of the header of the log of reclaim unit handles, before an entry for each.
+pub const HANDLE_USE_HEADER_BYTES: u32 = 8;
+
+/// Bytes of one entry of the log of reclaim unit handles.
+const HANDLE_USE_BYTES: u32 = 8;
+
+/// Bytes of the log of placement statistics.
+pub const STATISTICS_BYTES: u32 = 64;
+
 /// The smallest memory page of a controller, by which it counts the size of transfers. Its own setting is in a
 /// register that passthrough does not show; no controller may use less.
 const PAGE_BYTES_MIN: u64 = 4096;
@@ -327,6 +339,17 @@ pub fn parse_zones(bytes: &[u8]) -> Result<Vec<Zone>, IdentifyError> {
         .collect()
 }
 
+/// Bytes of the log of placement configurations, from its header.
+pub fn configurations_bytes(header: &[u8]) -> Result<u32, IdentifyError> {
+    let header = Answer { structure: "log of placement configurations", bytes: header };
+    let bytes = header.u32(4)?;
+    if bytes <= CONFIGURATIONS_HEADER_BYTES {
+        return Err(header.wrong("it says that there is nothing in it"));
+    }
+    // Logs are read by the dword.
+    Ok(bytes / 4 * 4)
+}
+
 /// A configuration of flexible data placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlacementConfiguration {
@@ -409,14 +432,19 @@ pub enum HandleUse {
     Other(u8),
 }
 
+/// Bytes of the log of reclaim unit handles, from its header.
+pub fn handle_use_bytes(header: &[u8]) -> Result<u32, IdentifyError> {
+    let count = Answer { structure: "log of placement handles", bytes: header }.u16(0)?;
+    Ok(HANDLE_USE_HEADER_BYTES + u32::from(count) * HANDLE_USE_BYTES)
+}
+
 /// Who uses each reclaim unit handle of the endurance group, by its number.
 pub fn parse_handle_use(bytes: &[u8]) -> Result<Vec<HandleUse>, IdentifyError> {
     let answer = Answer { structure: "log of placement handles", bytes };
-    let room = bytes.len().saturating_sub(8) / 8;
-    let count = usize::from(answer.u16(0)?).min(room);
-    (0..count)
+    let (header, entry) = (HANDLE_USE_HEADER_BYTES as usize, HANDLE_USE_BYTES as usize);
+    (0..usize::from(answer.u16(0)?))
         .map(|index| {
-            Ok(match answer.u8(8 + 8 * index)? & 0b111 {
+            Ok(match answer.u8(header + entry * index)? & 0b111 {
                 0 => HandleUse::Unused,
                 1 => HandleUse::Host,
                 2 => HandleUse::Controller,
@@ -623,6 +651,11 @@ mod tests {
         assert_eq!(PlacementConfiguration::parse(&bytes, 1), Ok(expected));
         assert!(PlacementConfiguration::parse(&bytes, 0).is_err(), "it is not valid");
         assert!(PlacementConfiguration::parse(&bytes, 2).is_err(), "it is not listed");
+        let sized = |bytes: u32| answer(16, &[(4, &bytes.to_le_bytes())]);
+        assert_eq!(configurations_bytes(&sized(176)), Ok(176));
+        assert_eq!(configurations_bytes(&sized(u32::MAX)), Ok(u32::MAX - 3));
+        assert!(configurations_bytes(&sized(0)).is_err());
+        assert!(configurations_bytes(&sized(16)).is_err());
         assert_eq!(placement_in_use(0x0101), Some(1));
         assert_eq!(placement_in_use(0x0100), None);
     }
@@ -636,7 +669,9 @@ mod tests {
             Ok(vec![PlacementHandle { placement: 0x103, unit_blocks_left: 4096 }])
         );
         let bytes = answer(24, &[(0, &[2, 0]), (8, &[1]), (16, &[2])]);
+        assert_eq!(handle_use_bytes(&bytes), Ok(24));
         assert_eq!(parse_handle_use(&bytes), Ok(vec![HandleUse::Host, HandleUse::Controller]));
+        assert!(parse_handle_use(&bytes[..16]).is_err(), "one is missing");
     }
 
     #[test]
@@ -667,9 +702,11 @@ mod tests {
             let _ = ZonedNamespace::parse(&bytes, index);
             let _ = parse_zones(&bytes);
             let _ = PlacementConfiguration::parse(&bytes, index);
+            let _ = configurations_bytes(&bytes);
             let _ = placement_in_use(word);
             let _ = count_handles(&bytes);
             let _ = parse_handles(&bytes);
+            let _ = handle_use_bytes(&bytes);
             let _ = parse_handle_use(&bytes);
             if let Ok(found) = PlacementStatistics::parse(&bytes) {
                 let _ = found.amplification_since(&PlacementStatistics::default());

@@ -1,8 +1,13 @@
 //! A namespace with flexible data placement, by passthrough.
 
+use std::future::Future;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
-use terrane_ocssd::{ChunkId, Durability, FdpDevice, FdpMedia, LifetimeClass, Media, NamespaceError};
+use terrane_ocssd::{
+    AlignedBuf, ChunkId, Durability, FdpDevice, FdpMedia, Geometry, LifetimeClass, Media, NamespaceError,
+};
 
 use crate::contract::{Harness, Probe, every_rule};
 use crate::hardware::{Device, agrees_with_a_model, device, run};
@@ -45,11 +50,13 @@ fn placed_data_agrees_with_a_model() {
 fn filled(path: &PathBuf) -> Vec<u64> {
     let device = FdpDevice::open(path).unwrap();
     let geometry = *device.slice(&device.share(0, 1).unwrap()).unwrap().geometry();
-    device
-        .handles()
-        .iter()
-        .map(|handle| u64::from(geometry.chunk_sectors) - handle.unit_blocks_left)
-        .collect()
+    filled_on(&device, &geometry)
+}
+
+fn filled_on(device: &FdpDevice, geometry: &Geometry) -> Vec<u64> {
+    let handles = device.handles().unwrap();
+    let chunk_sectors = u64::from(geometry.chunk_sectors);
+    handles.iter().map(|handle| chunk_sectors - handle.unit_blocks_left).collect()
 }
 
 /// Without the directive in the write both classes fill the unit of the default handle.
@@ -115,4 +122,78 @@ fn slices_have_handles_of_their_own() {
     assert_eq!(one.geometry(), two.geometry());
     drop((one, device));
     drop(two);
+}
+
+/// A slice that is handed out again: where its handle stands is asked anew. With what was known when the device was opened, the
+/// handle would seem to be in an empty unit.
+#[test]
+fn the_next_owner_of_a_slice_begins_in_an_empty_unit() {
+    let Some(path) = device("TERRANE_FDP_CHAR") else { return };
+    let all = |device: &FdpDevice| Probe::of(device.slice(&device.share(0, 1).unwrap()).unwrap());
+    let probe = Probe::of(Fdp { path: path.clone() }.create());
+    // The handle's unit is full, and so the next one empty.
+    run(probe.write(0, 0, 1, probe.chunk_writes as usize)).unwrap();
+    drop(probe);
+    let device = FdpDevice::open(path).unwrap();
+    for (chunk, sectors) in [(1, 40), (2, 5)] {
+        let probe = all(&device);
+        run(async {
+            probe.reset(chunk).await;
+            probe.write(chunk, 0, 1, sectors).await.unwrap();
+        });
+        let filled = filled_on(&device, probe.media.geometry());
+        assert_eq!(filled[0], sectors as u64, "{filled:?}");
+    }
+}
+
+/// Submits an operation, and drops its future before it ends.
+fn begin_and_drop<T>(operation: impl Future<Output = T>) {
+    assert!(pin!(operation).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+/// The late deallocation would hit what the next owner wrote.
+#[test]
+fn a_slice_with_a_dropped_reset_or_write_is_not_handed_out_again() {
+    let Some(path) = device("TERRANE_FDP_CHAR") else { return };
+    let drops: [fn(&FdpMedia); 2] = [
+        |media| begin_and_drop(media.reset(ChunkId(1))),
+        |media| {
+            let buf = AlignedBuf::zeroed(media.geometry().sector_bytes as usize);
+            begin_and_drop(media.write(ChunkId(0), 0, buf, Durability::Volatile));
+        },
+    ];
+    for drops in drops {
+        let device = FdpDevice::open(&path).unwrap();
+        let share = device.share(0, 1).unwrap();
+        let media = device.slice(&share).unwrap();
+        run(async {
+            media.reset(ChunkId(0)).await.unwrap();
+            drops(&media);
+            drop(media);
+        });
+        assert!(matches!(device.slice(&share), Err(NamespaceError::Slice { .. })), "handed out again");
+    }
+}
+
+/// Nobody would ever hear that it failed.
+#[test]
+fn a_dropped_flush_fails_the_later_flushes_of_every_slice() {
+    let Some(path) = device("TERRANE_FDP_CHAR") else { return };
+    let device = FdpDevice::open(path).unwrap();
+    let [first, second] = [0, 1].map(|shard| device.slice(&device.share(shard, 2).unwrap()).unwrap());
+    run(async {
+        drop(first.flush());
+        second.flush().await.unwrap();
+        begin_and_drop(first.flush());
+        assert!(second.flush().await.is_err());
+        assert!(first.flush().await.is_err());
+    });
+}
+
+/// However many entries it has: QEMU's is far shorter than one command.
+#[test]
+fn the_logs_are_read_in_full() {
+    let Some(path) = device("TERRANE_FDP_CHAR") else { return };
+    let device = FdpDevice::open(path).unwrap();
+    assert_eq!(device.handle_use().unwrap().len(), usize::from(device.configuration().handles));
 }
