@@ -69,6 +69,11 @@ impl<M: Media> Shared<M> {
             return (Err(MediaError::Unreadable { chunk, sector }), buf);
         }
         self.unhide(chunk.0, sector, end).await;
+        // The line may have been reset meanwhile.
+        let checked = self.state.borrow_mut().table.check_read(chunk, sector, buf.len());
+        if let Err(error) = checked {
+            return (Err(error), buf);
+        }
         let (reads, _pins) = self.from_memory(chunk.0, sector, end, &mut buf);
         let result = match &reads[..] {
             [only] if only.to - only.from == end - sector => {
