@@ -183,6 +183,8 @@ pub(crate) struct Model {
     /// Operations in flight that make something durable, and when the last of them ended.
     barriers_in_flight: u32,
     last_barrier_ended_at: u64,
+    /// When a flush failed beneath a volume, since that was opened.
+    flush_failed_at: Option<u64>,
     beneath: Beneath,
     pub(crate) tally: Tally,
 }
@@ -327,6 +329,7 @@ impl Model {
             power_was_cut: false,
             barriers_in_flight: 0,
             last_barrier_ended_at: 0,
+            flush_failed_at: None,
             beneath: Beneath::default(),
             tally: Tally::default(),
         }
@@ -703,6 +706,11 @@ impl Model {
             }
             return;
         }
+        // A flush that failed is never success later.
+        assert!(
+            self.flush_failed_at.is_none_or(|failed_at| mark <= failed_at),
+            "a flush succeeded after one failed"
+        );
         for chunk in &mut self.chunks {
             for sector in &mut chunk.sectors {
                 sector.covered |= covers(sector.completed_at) && !sector.doomed;
@@ -821,6 +829,7 @@ impl Model {
     fn struck_beneath(&mut self, fault: Fault) {
         self.beneath.strikes(fault);
         if fault == Fault::FailedFlush {
+            self.flush_failed_at.get_or_insert(self.now);
             // Of a write in flight the device may have had a part.
             for chunk in &mut self.chunks {
                 for sector in &mut chunk.sectors {
@@ -992,6 +1001,7 @@ impl Model {
             }
         }
         self.barriers_in_flight = 0;
+        self.flush_failed_at = None;
         self.beneath.opened(power_lost);
     }
 
