@@ -198,11 +198,6 @@ impl ChunkTable {
         }
     }
 
-    /// Whether any write was admitted and has not completed.
-    pub(crate) fn has_writes_in_flight(&self) -> bool {
-        self.chunks.iter().any(|chunk| chunk.writes_in_flight > 0)
-    }
-
     /// Whether nothing was admitted that has not completed and may still change a chunk.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.chunks.iter().all(|chunk| chunk.writes_in_flight == 0 && !chunk.resetting)

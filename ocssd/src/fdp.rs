@@ -34,7 +34,7 @@ use crate::buffer::AlignedBuf;
 use crate::chunk_order::{ChunkOrder, Sharing};
 use crate::chunk_table::ChunkTable;
 use crate::claims::{Claim, Claims};
-use crate::geometry::{ChunkId, Geometry};
+use crate::geometry::{BEST_WRITE_BYTES, ChunkId, Geometry};
 use crate::media::{ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError};
 use crate::nvme::command::{
     Command, DEALLOCATE_RANGE_BYTES, IDENTIFY_BYTES, Identify, PlacementLog, deallocate_range,
@@ -53,8 +53,6 @@ use crate::nvme::status::Fault;
 /// their use; a configuration takes some hundred bytes.
 const LOG_BYTES_MAX: u32 = 1 << 20;
 
-/// Bytes of the best write, where the device does not say: large enough to keep several dies busy.
-const BEST_WRITE_BYTES: u32 = 128 << 10;
 
 /// A run of reclaim units, and the handles with which they are written.
 #[derive(Debug, Clone, PartialEq, Eq)]

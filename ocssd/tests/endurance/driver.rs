@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -12,7 +12,7 @@ use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::{AlignedBuf, ChunkId, Durability, Geometry, Media, MediaError};
 
 use crate::model::{Model, ReadTicket, Tally, WriteTicket};
-use crate::rig::{Rig, block_on};
+use crate::rig::{POLLS_MAX, Rig, block_on, poll_once};
 
 /// Lives of the medium in one run.
 const LIVES: u32 = 4;
@@ -22,6 +22,8 @@ const STEPS_MAX: u32 = 160;
 const IN_FLIGHT_MAX: usize = 8;
 /// Times that a read is tried again after an error that passes.
 const READ_TRIES: u32 = 40;
+/// Times that the power may go while the medium is opened and read back.
+const OPENINGS_MAX: u32 = 1000;
 
 /// The power is gone.
 struct Lost;
@@ -30,8 +32,10 @@ struct Lost;
 struct Pending {
     what: What,
     future: Pin<Box<dyn Future<Output = Done>>>,
+    polls: u32,
 }
 
+#[derive(Debug)]
 enum What {
     Write(WriteTicket),
     Read(ReadTicket),
@@ -101,10 +105,16 @@ impl<R: Rig> Run<R> {
             let operation = self.rng.random_range(1..=u64::from(steps));
             self.rig.crash_after(operation);
         }
-        let alive = (0..steps).try_for_each(|_| self.step());
+        let mut alive = (0..steps).try_for_each(|_| self.step());
+        if alive.is_ok() && self.rng.random_bool(0.5) {
+            // All of it ends, or it hangs.
+            alive = self.complete_all();
+        }
         self.in_flight.clear();
+        self.settle();
         match (alive, end) {
-            (Ok(()), End::Restart) => {
+            // It may have gone without anybody being told yet.
+            (Ok(()), End::Restart) if !self.model.power_was_cut() => {
                 self.rig.restart();
                 if self.opened(true).is_err() {
                     self.power_returns();
@@ -138,26 +148,31 @@ impl<R: Rig> Run<R> {
 
     fn power_returns(&mut self) {
         self.may_lose_power = false;
-        loop {
+        for _ in 0..OPENINGS_MAX {
             self.rig.power_on();
             if self.opened(false).is_ok() {
                 return;
             }
         }
+        panic!("the power went {OPENINGS_MAX} times before everything was read back");
     }
 
     /// The medium was opened again: its report and its content have to be what was promised.
     fn opened(&mut self, restarted: bool) -> Result<(), Lost> {
         self.settle();
         let media = self.rig.media();
+        self.model.noticed(&media.take_notices());
         let report = self.survive(block_on(media.report()))?.expect("an open medium reports its chunks");
         if restarted {
             self.model.restarted(&report);
         } else {
             self.model.power_returned(&report);
         }
-        self.model.noticed(&media.take_notices());
+        // A volume closes what it must to show what the device hides. Not always, so that it goes on without as well.
+        let leaves_hidden = self.rig.promises().volume.is_some() && self.rng.random_bool(0.3);
+        let left = if leaves_hidden { self.geometry.mw_cunits } else { 0 };
         for (chunk, end) in self.model.readable() {
+            let end = end.saturating_sub(left);
             for sector in 0..end {
                 self.read_back(&media, chunk, sector)?;
             }
@@ -180,9 +195,9 @@ impl<R: Rig> Run<R> {
             let struck = self.rig.take_faults();
             self.model.chunks_struck(&struck);
             let result = self.survive(result)?;
+            self.model.noticed(&media.take_notices());
             let told = self.model.read_completed(&ticket, &result, &buf, &struck);
             self.model.sectors_struck(&struck);
-            self.model.noticed(&media.take_notices());
             if matches!(result, Err(MediaError::Offline { .. })) {
                 return Ok(());
             }
@@ -297,7 +312,7 @@ impl<R: Rig> Run<R> {
 
     /// The first poll is what submits.
     fn submit(&mut self, what: What, future: Pin<Box<dyn Future<Output = Done>>>) -> Result<(), Lost> {
-        self.in_flight.push(Pending { what, future });
+        self.in_flight.push(Pending { what, future, polls: 0 });
         self.poll(self.in_flight.len() - 1)
     }
 
@@ -310,14 +325,17 @@ impl<R: Rig> Run<R> {
     }
 
     fn poll(&mut self, index: usize) -> Result<(), Lost> {
-        let future = self.in_flight[index].future.as_mut();
-        let polled = future.poll(&mut Context::from_waker(Waker::noop()));
+        let pending = &mut self.in_flight[index];
+        pending.polls += 1;
+        assert!(pending.polls < POLLS_MAX, "{:?} waits for something that never comes", pending.what);
+        let polled = poll_once(pending.future.as_mut());
         let struck = self.rig.take_faults();
         self.model.chunks_struck(&struck);
         if let Poll::Ready(done) = polled {
             let Pending { what, .. } = self.in_flight.swap_remove(index);
             let Done { result, place, buf } = done;
             let result = self.survive(result)?;
+            self.notice();
             match what {
                 What::Write(ticket) => {
                     assert!(place.is_none_or(|place| place == ticket.sector), "appended at {place:?}");
@@ -333,8 +351,12 @@ impl<R: Rig> Run<R> {
             }
         }
         self.model.sectors_struck(&struck);
+        self.notice();
+        Ok(())
+    }
+
+    fn notice(&mut self) {
         let notices = self.rig.media().take_notices();
         self.model.noticed(&notices);
-        Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! Rigs of the emulated flash: chunks that fail, close early and wear out at its own odds, and power cuts.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use terrane_ocssd::flash::{Endurance, WearOdds};
-use terrane_ocssd::sim::Injected;
+use terrane_ocssd::flash::{Endurance, FlashCounters, WearOdds};
+use terrane_ocssd::sim::{Fault, Injected};
 use terrane_ocssd::{
     AlignedBuf, ChunkId, Durability, FlashDevice, FlashMedia, FlashOptions, Geometry, Media,
 };
@@ -16,6 +17,30 @@ use crate::rig::{Promises, Rig, block_on, poll_once};
 
 pub(crate) struct FlashRig {
     media: FlashMedia,
+    counted: CountedFaults,
+}
+
+/// The faults of emulated flash, from its counters: what they were, not where.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CountedFaults {
+    told: BTreeMap<Fault, u64>,
+}
+
+impl CountedFaults {
+    /// Those since the last call. A chunk of it goes offline only in a reset.
+    pub(crate) fn take(&mut self, media: &FlashMedia) -> Vec<Injected> {
+        let FlashCounters { program_failures, early_closes, gone_offline, .. } = media.device().counters();
+        let mut faults = Vec::new();
+        for (fault, times) in [
+            (Fault::FailedProgram, program_failures),
+            (Fault::EarlyClose, early_closes),
+            (Fault::FailedReset, gone_offline),
+        ] {
+            let told = self.told.insert(fault, times).unwrap_or(0);
+            faults.extend((told..times).map(|_| Injected { fault, chunk: ChunkId(0), sectors: None }));
+        }
+        faults
+    }
 }
 
 impl FlashRig {
@@ -23,6 +48,9 @@ impl FlashRig {
         let mut rng = Pcg64Mcg::seed_from_u64(seed);
         Self::new(options(&mut rng))
     }
+
+    /// What that may meet.
+    pub(crate) const WEAR: [Fault; 3] = [Fault::FailedProgram, Fault::EarlyClose, Fault::FailedReset];
 
     /// About every third run loses a chunk, and most see one fail.
     pub(crate) fn wearing(seed: u64) -> Self {
@@ -39,7 +67,8 @@ impl FlashRig {
 
     fn new(options: FlashOptions) -> Self {
         let device = FlashDevice::memory(options).expect("the options describe a device");
-        Self { media: device.slice(0, 1).expect("nobody else has it") }
+        let media = device.slice(0, 1).expect("nobody else has it");
+        Self { media, counted: CountedFaults::default() }
     }
 }
 
@@ -77,12 +106,10 @@ impl Rig for FlashRig {
     fn promises(&self) -> Promises {
         Promises {
             tracks_pointers: true,
-            no_holes: true,
-            restart_keeps_volatile: true,
-            flush_covers_resets: true,
-            keeps_open: true,
-            keeps_survivors: true,
+            pads: true,
+            // Not where they struck, nor of which chunk.
             tells_faults: false,
+            volume: None,
         }
     }
 
@@ -103,8 +130,7 @@ impl Rig for FlashRig {
     }
 
     fn take_faults(&mut self) -> Vec<Injected> {
-        // What wears out says so in the results, and may excuse nothing that is durable.
-        Vec::new()
+        self.counted.take(&self.media)
     }
 }
 
@@ -126,7 +152,7 @@ fn behind_a_write_in_flight(mw_cunits: u32, sectors: Range<u32>, durability: Dur
         let options = options(&mut rng);
         let geometry = Geometry { ws_min: 4, mw_cunits, max_open: 0, ..options.geometry };
         let options = FlashOptions { geometry, protected_buffer: false, yields_max: 9, ..options };
-        let FlashRig { media } = FlashRig::new(options);
+        let FlashRig { media, .. } = FlashRig::new(options);
         let bytes = |sectors: u32| AlignedBuf::zeroed((sectors * geometry.sector_bytes) as usize);
         let below = bytes(sectors.start);
         let mut in_flight = Box::pin(media.write(ChunkId(0), 0, below, Durability::Volatile));

@@ -4,6 +4,7 @@
 //! `TERRANE_SEED=n` replays one run of each kind of medium, `TERRANE_RUNS=n` makes that many; `just endurance` makes
 //! 10,000 of each.
 
+mod beneath;
 mod driver;
 mod flash;
 mod liar;
@@ -15,13 +16,14 @@ mod volume;
 
 use std::env;
 
+use terrane_ocssd::FaultRates;
 use terrane_ocssd::sim::Fault;
 
 use crate::flash::FlashRig;
 use crate::model::Tally;
 use crate::rig::Rig;
-use crate::sim::SimRig;
-use crate::volume::VolumeRig;
+use crate::sim::{CONVENTIONAL_FAULTS, FAULTS, SimRig};
+use crate::volume::{HIDDEN_FAULTS, SHOWN_FAULTS, VolumeRig};
 
 /// Runs of each kind where nobody says how many: a second or a few for each.
 const RUNS: u64 = 1000;
@@ -59,23 +61,34 @@ fn endure<R: Rig>(test: &'static str, create: impl Fn(u64) -> R) -> Option<Tally
     (only.is_none() && tally.cuts >= 500).then_some(tally)
 }
 
-fn met(tally: &Tally, faults: &[Fault]) {
+/// Every kind of fault that may strike did, over all runs.
+fn met(tally: &Tally, faults: impl IntoIterator<Item = Fault>) {
     for fault in faults {
-        assert!(tally.faults.contains_key(fault), "{fault:?} never struck");
+        assert!(tally.faults.contains_key(&fault), "{fault:?} never struck: {tally:?}");
     }
-    assert!(tally.detected > 0);
 }
 
-/// Faults that any device may have.
-const FAULTS: [Fault; 14] = [
+/// The kinds of fault that strike at those rates.
+fn kinds(rates: &FaultRates) -> impl Iterator<Item = Fault> {
+    let strikes = |fault: &Fault| match fault {
+        Fault::Overwritten => rates.misdirected_write > 0,
+        fault => rates.of(*fault) > 0,
+    };
+    ALL.into_iter().filter(strikes)
+}
+
+const ALL: [Fault; 17] = [
     Fault::TornWrite,
     Fault::LostWrite,
     Fault::MisdirectedWrite,
     Fault::Overwritten,
     Fault::CorruptedWrite,
+    Fault::FailedProgram,
+    Fault::EarlyClose,
     Fault::ReadError,
     Fault::LatentReadError,
     Fault::CorruptedRead,
+    Fault::HighEcc,
     Fault::FailedFlush,
     Fault::FailedReset,
     Fault::Offline,
@@ -93,8 +106,8 @@ fn conventional() {
 #[test]
 fn conventional_with_faults() {
     let Some(tally) = endure("conventional_with_faults", SimRig::conventional_with_faults) else { return };
-    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100, "{tally:?}");
-    met(&tally, &FAULTS);
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.detected > 0, "{tally:?}");
+    met(&tally, kinds(&CONVENTIONAL_FAULTS));
 }
 
 #[test]
@@ -107,10 +120,9 @@ fn tracking() {
 #[test]
 fn tracking_with_faults() {
     let Some(tally) = endure("tracking_with_faults", SimRig::tracking_with_faults) else { return };
-    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100, "{tally:?}");
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.detected > 0, "{tally:?}");
     assert!(tally.hidden_lost > 10 && tally.resets_lost > 10, "{tally:?}");
-    met(&tally, &FAULTS);
-    met(&tally, &[Fault::FailedProgram, Fault::EarlyClose, Fault::HighEcc]);
+    met(&tally, kinds(&FAULTS));
 }
 
 #[test]
@@ -123,16 +135,27 @@ fn flash() {
 fn flash_that_wears_out() {
     let Some(tally) = endure("flash_that_wears_out", FlashRig::wearing) else { return };
     assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+    met(&tally, FlashRig::WEAR);
 }
 
 #[test]
 fn volume_over_sim() {
     let Some(tally) = endure("volume_over_sim", VolumeRig::over_sim) else { return };
     assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+    met(&tally, kinds(&HIDDEN_FAULTS));
+}
+
+#[test]
+fn volume_over_failing_sim() {
+    let Some(tally) = endure("volume_over_failing_sim", VolumeRig::over_failing_sim) else { return };
+    assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+    assert!(tally.lines_broken > 10 && tally.members_gone > 10 && tally.detected > 10, "{tally:?}");
+    met(&tally, kinds(&SHOWN_FAULTS));
 }
 
 #[test]
 fn volume_over_flash() {
     let Some(tally) = endure("volume_over_flash", VolumeRig::over_flash) else { return };
     assert!(tally.durable_read > 1000 && tally.volatile_lost > 100 && tally.hidden_lost > 10, "{tally:?}");
+    met(&tally, FlashRig::WEAR);
 }

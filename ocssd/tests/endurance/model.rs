@@ -8,15 +8,18 @@
 //!   is protected; but what is below the write pointer after a cut is good.
 //! - A chunk that was reset owes nothing of its old life. Until the reset is durable a cut may bring that life back;
 //!   the sectors say so themselves.
+//! - What a power cut left is on the medium, and the next cut takes nothing of it.
+//! - A volume promises more, see `rig`, and is excused by less, see `beneath`.
 //!
 //! Panics where the medium breaks the law.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use terrane_ocssd::sim::{Fault, Injected};
 use terrane_ocssd::{ChunkId, ChunkInfo, ChunkState, Geometry, MediaError, Notice, NoticeKind};
 
-use crate::rig::Promises;
+use crate::beneath::{Beneath, says_that_line_is_closed};
+use crate::rig::{Promises, VolumePromises};
 use crate::sector::Tag;
 
 /// One sector in the present life of its chunk.
@@ -28,6 +31,8 @@ struct Sector {
     completed_at: Option<u64>,
     /// A flush or its own durability made it durable.
     covered: bool,
+    /// Something was made durable while it was written: perhaps what is above it in its chunk, and not itself.
+    straddled: bool,
     /// A flush that had to cover it failed: no other will.
     doomed: bool,
     /// The write failed, or was not promised when power went: it may hold anything.
@@ -74,14 +79,34 @@ struct Chunk {
     covered_before: u32,
     /// The device said that it is offline.
     offline_noticed: bool,
+    /// Members of a line that the device said to be offline, and which of them were found to be so.
+    members_offline: u32,
+    members_gone: BTreeSet<u32>,
+    /// The line takes no more writes, and ends where nobody was told.
+    broken: bool,
+    /// It came back open on a device that hides sectors: its next write moves it to other chunks, which are not on
+    /// record before a flush.
+    reopened: bool,
 }
 
 /// How a medium came to be opened again.
 #[derive(Debug, Clone, Copy)]
 struct Opening {
     power_lost: bool,
-    /// What had completed is there, though nothing covered it.
-    keeps_volatile: bool,
+    volatile: Volatile,
+    /// The power went while it was opened, if not before: chunks may have been closed by then.
+    cut_short: bool,
+    /// As many chunks are open as may be, so that others may have been closed.
+    limit_reached: bool,
+}
+
+/// What of that which had completed is there, though nothing covered it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Volatile {
+    Nothing,
+    Everything,
+    /// What filled units of so many sectors with all that is below it.
+    WholeUnits(u32),
 }
 
 /// A write on its way.
@@ -92,6 +117,7 @@ pub(crate) struct WriteTicket {
     pub(crate) sectors: u32,
     durable: bool,
     life: u32,
+    submitted_at: u64,
 }
 
 /// A read on its way.
@@ -102,6 +128,8 @@ pub(crate) struct ReadTicket {
     life: u32,
     /// For each sector, whether its content was complete when the read was submitted.
     complete: Vec<bool>,
+    /// Read errors beneath a volume before it was submitted.
+    read_errors: u64,
 }
 
 /// What happened in a run, to show that it was worth it.
@@ -117,6 +145,10 @@ pub(crate) struct Tally {
     pub(crate) detected: u64,
     /// Chunks that came back in the life before their reset.
     pub(crate) resets_lost: u64,
+    /// Lines of a volume that were closed by what struck beneath.
+    pub(crate) lines_broken: u64,
+    /// Members of lines that went offline with what they held.
+    pub(crate) members_gone: u64,
     pub(crate) cuts: u64,
     pub(crate) restarts: u64,
     pub(crate) faults: BTreeMap<Fault, u64>,
@@ -129,6 +161,8 @@ impl Tally {
         self.volatile_lost += other.volatile_lost;
         self.detected += other.detected;
         self.resets_lost += other.resets_lost;
+        self.lines_broken += other.lines_broken;
+        self.members_gone += other.members_gone;
         self.cuts += other.cuts;
         self.restarts += other.restarts;
         for (fault, times) in &other.faults {
@@ -146,6 +180,12 @@ pub(crate) struct Model {
     last_number: u64,
     /// A fault cut the power, and it did not come back yet.
     power_was_cut: bool,
+    /// Operations in flight that make something durable, and when the last of them ended.
+    barriers_in_flight: u32,
+    last_barrier_ended_at: u64,
+    /// When a flush failed beneath a volume, since that was opened.
+    flush_failed_at: Option<u64>,
+    beneath: Beneath,
     pub(crate) tally: Tally,
 }
 
@@ -170,6 +210,10 @@ impl Chunk {
             loose: false,
             covered_before: 0,
             offline_noticed: false,
+            members_offline: 0,
+            members_gone: BTreeSet::new(),
+            broken: false,
+            reopened: false,
         }
     }
 
@@ -210,6 +254,17 @@ impl Chunk {
         written.take_while(|sector| !in_flight(sector)).count() as u32
     }
 
+    /// End of what is owed from the front on.
+    fn owed_prefix(&self) -> u32 {
+        self.sectors.iter().take_while(|sector| sector.is_owed()).count() as u32
+    }
+
+    /// Whether everything in it is durable.
+    fn is_settled(&self) -> bool {
+        let written = &self.sectors[..self.pointer as usize];
+        self.writes_in_flight == 0 && !self.broken && written.iter().all(|sector| sector.covered)
+    }
+
     /// End of the last sector for which it holds.
     fn end_of(&self, holds: impl Fn(&Sector) -> bool) -> u32 {
         self.sectors.iter().rposition(holds).map_or(0, |last| last as u32 + 1)
@@ -220,14 +275,28 @@ impl Chunk {
         self.close_covered || self.sectors.last().is_some_and(|last| last.covered)
     }
 
-    /// Sectors that a reader must find right after a cut.
-    fn promised(&self, hidden: u32) -> impl Iterator<Item = u32> {
-        let end = match self.closed_durably() {
+    /// Where that ends which a cut may not take.
+    fn promised_end(&self, hidden: u32) -> u32 {
+        match self.closed_durably() {
             true => self.sectors.len() as u32,
             false => self.covered_end().saturating_sub(hidden).max(self.survived),
-        };
+        }
+    }
+
+    /// Sectors that a reader must find right after a cut.
+    fn promised(&self, hidden: u32) -> impl Iterator<Item = u32> {
         let promised = |sector: &u32| self.sectors[*sector as usize].is_owed();
-        (0..end).filter(promised)
+        (0..self.promised_end(hidden)).filter(promised)
+    }
+
+    /// A line ends at its first sector that is lost: one that a failed flush left behind, and that a host took for whole
+    /// which came back while the power stayed, takes what is above it along.
+    fn forget_above_doomed(&mut self) {
+        let first = self.sectors.iter().position(|sector| sector.doomed && !sector.covered);
+        for sector in self.sectors.iter_mut().skip(first.unwrap_or(usize::MAX)) {
+            sector.covered = false;
+            sector.doomed = true;
+        }
     }
 }
 
@@ -258,6 +327,10 @@ impl Model {
             now: 0,
             last_number: 0,
             power_was_cut: false,
+            barriers_in_flight: 0,
+            last_barrier_ended_at: 0,
+            flush_failed_at: None,
+            beneath: Beneath::default(),
             tally: Tally::default(),
         }
     }
@@ -292,14 +365,16 @@ impl Model {
         let open = self.chunks.iter().filter(|chunk| is_open(chunk)).count() as u32;
         let may_open = self.geometry.max_open == 0 || open < self.geometry.max_open;
         let writable = |chunk: &Chunk| {
-            !chunk.busy() && (chunk.is(ChunkState::Open) || chunk.is(ChunkState::Free) && may_open)
+            let takes = chunk.is(ChunkState::Open) || chunk.is(ChunkState::Free) && may_open;
+            takes && !chunk.busy() && !chunk.broken
         };
         let room = |id: ChunkId| (id, self.geometry.chunk_sectors - self.chunks[id.0 as usize].pointer);
         self.chunks_where(writable).into_iter().map(room).collect()
     }
 
     pub(crate) fn finishable(&self) -> Vec<ChunkId> {
-        self.chunks_where(|chunk| chunk.is(ChunkState::Open) && !chunk.busy() && chunk.writes_in_flight == 0)
+        let idle = |chunk: &Chunk| !chunk.busy() && !chunk.broken && chunk.writes_in_flight == 0;
+        self.chunks_where(|chunk| chunk.is(ChunkState::Open) && idle(chunk))
     }
 
     pub(crate) fn resettable(&self) -> Vec<ChunkId> {
@@ -307,11 +382,17 @@ impl Model {
     }
 
     /// Chunks that have something to read, and where that ends. A host reads nothing that it was not told to be
-    /// there, nor behind that; a device may refuse it.
+    /// there, nor behind that; a device may refuse it. A volume shows everything.
     pub(crate) fn readable(&self) -> Vec<(ChunkId, u32)> {
         let end = |chunk: &Chunk| {
             if chunk.is_offline() || chunk.busy() {
                 return 0;
+            }
+            if self.promises.volume.is_some() {
+                return match chunk.broken {
+                    true => chunk.owed_prefix().min(chunk.promised_end(self.at_stake())),
+                    false => chunk.completed_prefix().max(chunk.completed_end()),
+                };
             }
             let open = matches!(chunk.phase, Phase::Known(ChunkState::Open) | Phase::Limbo(ChunkState::Open));
             let hidden = if open || chunk.writes_in_flight > 0 { self.geometry.mw_cunits } else { 0 };
@@ -341,7 +422,9 @@ impl Model {
         let full = state.pointer == chunk_sectors;
         state.phase = Phase::Known(if full { ChunkState::Closed } else { ChunkState::Open });
         self.last_number = number;
-        WriteTicket { chunk, sector: start, sectors, durable, life }
+        let submitted_at = self.tick();
+        self.barriers_in_flight += u32::from(durable);
+        WriteTicket { chunk, sector: start, sectors, durable, life, submitted_at }
     }
 
     pub(crate) fn write_completed(
@@ -350,8 +433,16 @@ impl Model {
         result: &Result<(), MediaError>,
         struck: &[Injected],
     ) {
-        let WriteTicket { chunk, sector, sectors, durable, life } = ticket;
+        let WriteTicket { chunk, sector, sectors, durable, life, submitted_at } = ticket;
         let now = self.tick();
+        let of_volume = self.promises.volume.is_some();
+        // What does not fill a unit is written later.
+        let unit = self.promises.volume.map_or(1, |volume| volume.unit_sectors);
+        let written_end = (sector + sectors) / unit * unit;
+        let straddled = self.barriers_in_flight > 0 || self.last_barrier_ended_at >= submitted_at;
+        if durable {
+            self.barrier_ended();
+        }
         let state = self.chunk(chunk);
         assert_eq!(state.life, life, "a chunk with a write in flight was reset");
         state.writes_in_flight -= 1;
@@ -362,11 +453,25 @@ impl Model {
                     state.failed_at.is_none_or(|failed_at| sector + sectors <= failed_at),
                     "a write of {chunk:?} at {sector} was acknowledged above the sector that failed"
                 );
-                for sector in &mut state.sectors[addressed] {
+                for (at, sector) in (0..).zip(&mut state.sectors[..addressed.end]).skip(addressed.start) {
                     sector.completed_at = Some(now);
                     sector.covered |= durable;
+                    sector.straddled = straddled || at >= written_end;
                     sector.harmed = false;
                 }
+                if durable && of_volume {
+                    // With all that is below it.
+                    for sector in &mut self.chunk(chunk).sectors[..addressed.end] {
+                        sector.covered |= !sector.doomed;
+                    }
+                }
+            }
+            Err(error @ MediaError::Io { .. }) if of_volume => {
+                for sector in &mut self.chunk(chunk).sectors[addressed] {
+                    sector.completed_at = Some(now);
+                    sector.undefined = true;
+                }
+                self.operation_failed(chunk, error);
             }
             Err(MediaError::Io { .. }) => {
                 let torn = Injected { fault: Fault::TornWrite, chunk, sectors: Some((sector, sectors)) };
@@ -388,6 +493,11 @@ impl Model {
             }
             Err(error) => self.excuse(chunk, error),
         }
+    }
+
+    fn barrier_ended(&mut self) {
+        self.barriers_in_flight -= 1;
+        self.last_barrier_ended_at = self.now;
     }
 
     /// The device says that the chunk ends here, and is closed.
@@ -413,6 +523,14 @@ impl Model {
         }
     }
 
+    /// A write or a finish failed for what struck beneath a volume.
+    fn operation_failed(&mut self, line: ChunkId, error: &MediaError) {
+        assert!(self.beneath.explains(error), "{line:?} failed without a fault: {error} ({error:?})");
+        let breaks = says_that_line_is_closed(error) && !self.chunk(line).broken;
+        self.tally.lines_broken += u64::from(breaks);
+        self.chunk(line).broken |= breaks;
+    }
+
     /// An error that is right if the chunk is offline.
     fn excuse(&mut self, chunk: ChunkId, error: &MediaError) {
         let offline = matches!(error, MediaError::Offline { chunk: named } if *named == chunk);
@@ -420,10 +538,11 @@ impl Model {
     }
 
     pub(crate) fn read_submitted(&mut self, chunk: ChunkId, sector: u32, sectors: u32) -> ReadTicket {
+        let read_errors = self.beneath.read_errors();
         let state = self.chunk(chunk);
         let addressed = &state.sectors[sector as usize..(sector + sectors) as usize];
         let complete = addressed.iter().map(|sector| sector.completed_at.is_some()).collect();
-        ReadTicket { chunk, sector, life: state.life, complete }
+        ReadTicket { chunk, sector, life: state.life, complete, read_errors }
     }
 
     /// Returns whether the read told the content of its sectors.
@@ -442,6 +561,15 @@ impl Model {
             return false;
         }
         let limbo = matches!(state.phase, Phase::Limbo(_));
+        if let (Err(error), Some(volume)) = (result, self.promises.volume) {
+            assert!(
+                limbo || self.explains_read(&volume, ticket, error),
+                "a read failed without a fault: {error}, {:?}",
+                self.chunk(chunk)
+            );
+            return false;
+        }
+        let state = self.chunk(chunk);
         if let Err(error) = result {
             let bad = |sector: u32| state.sectors[sector as usize].unreadable;
             match error {
@@ -474,6 +602,44 @@ impl Model {
             }
         }
         told
+    }
+
+    /// Whether a read of a volume may fail so.
+    fn explains_read(&mut self, volume: &VolumePromises, ticket: &ReadTicket, error: &MediaError) -> bool {
+        let addressed = ticket.sector..ticket.sector + ticket.complete.len() as u32;
+        let breaks_lines = self.beneath.breaks_lines();
+        let at_stake = self.at_stake();
+        let line = &mut self.chunks[ticket.chunk.0 as usize];
+        match error {
+            MediaError::Unreadable { chunk, sector } => {
+                if *chunk != ticket.chunk || !addressed.contains(sector) {
+                    return false;
+                }
+                let member = volume.member_of(*sector);
+                if line.sectors[*sector as usize].unreadable || line.members_gone.contains(&member) {
+                    return true;
+                }
+                // A chunk that the line has left may still be the one on record, and take its place back in a cut.
+                if line.members_gone.len() as u32 == line.members_offline && self.beneath.explains_offline() {
+                    line.members_offline += 1;
+                }
+                if (line.members_gone.len() as u32) < line.members_offline {
+                    self.tally.members_gone += 1;
+                    return line.members_gone.insert(member);
+                }
+                let explained = self.beneath.explains_unreadable();
+                line.sectors[*sector as usize].unreadable |= explained;
+                explained
+            }
+            MediaError::Io { operation: "read", .. } => self.beneath.read_errors() > ticket.read_errors,
+            // The line was closed meanwhile, before its end.
+            MediaError::Rule { .. } if breaks_lines => {
+                let promised_end = line.promised_end(at_stake);
+                let promised = |at: u32| at < promised_end && line.sectors[at as usize].is_owed();
+                !addressed.into_iter().all(promised)
+            }
+            _ => false,
+        }
     }
 
     fn check(&mut self, chunk: ChunkId, sector: u32, bytes: &[u8], complete: bool) {
@@ -509,7 +675,8 @@ impl Model {
     }
 
     /// Returns the moment up to which the flush covers.
-    pub(crate) fn flush_submitted(&self) -> u64 {
+    pub(crate) fn flush_submitted(&mut self) -> u64 {
+        self.barriers_in_flight += 1;
         self.now
     }
 
@@ -520,8 +687,14 @@ impl Model {
         struck: &[Injected],
     ) {
         self.tick();
+        self.barrier_ended();
         let covers = |at: Option<u64>| at.is_some_and(|at| at <= mark);
         if let Err(error) = result {
+            if self.promises.volume.is_some() {
+                // If it was the device's flush that failed, that doomed everything when it struck.
+                assert!(self.beneath.explains(error), "a flush failed without a fault: {error}");
+                return;
+            }
             let failed = struck.iter().any(|injected| injected.fault == Fault::FailedFlush);
             assert!(failed, "a flush failed without a fault: {error}");
             for chunk in &mut self.chunks {
@@ -533,17 +706,23 @@ impl Model {
             }
             return;
         }
+        // A flush that failed is never success later.
+        assert!(
+            self.flush_failed_at.is_none_or(|failed_at| mark <= failed_at),
+            "a flush succeeded after one failed"
+        );
         for chunk in &mut self.chunks {
             for sector in &mut chunk.sectors {
                 sector.covered |= covers(sector.completed_at) && !sector.doomed;
             }
             let reset = covers(chunk.reset_at) && !chunk.reset_doomed;
-            chunk.reset_covered |= reset && self.promises.flush_covers_resets;
+            chunk.reset_covered |= reset;
             chunk.close_covered |= covers(chunk.closed_at) && !chunk.close_doomed;
         }
     }
 
     pub(crate) fn reset_submitted(&mut self, chunk: ChunkId) {
+        self.barriers_in_flight += 1;
         let state = self.chunk(chunk);
         state.resetting = true;
         state.life += 1;
@@ -552,6 +731,8 @@ impl Model {
         state.reset_doomed = false;
         state.survived = 0;
         state.loose = false;
+        state.broken = false;
+        state.reopened = false;
         state.reopen();
         for sector in &mut state.sectors {
             sector.clear();
@@ -560,6 +741,8 @@ impl Model {
 
     pub(crate) fn reset_completed(&mut self, chunk: ChunkId, result: &Result<(), MediaError>) {
         let now = self.tick();
+        let durably = self.promises.volume.is_some();
+        self.barrier_ended();
         let state = self.chunk(chunk);
         state.resetting = false;
         match result {
@@ -567,10 +750,19 @@ impl Model {
                 state.phase = Phase::Known(ChunkState::Free);
                 state.pointer = 0;
                 state.reset_at = Some(now);
+                state.reset_covered |= durably;
                 state.failed_at = None;
+                state.members_offline = 0;
+                state.members_gone.clear();
                 for sector in &mut state.sectors {
                     sector.unreadable = false;
                 }
+            }
+            Err(error @ MediaError::Io { .. }) if durably => {
+                // Some members were reset and some were not, or not durably.
+                state.phase = Phase::Limbo(ChunkState::Closed);
+                state.pointer = 0;
+                assert!(self.beneath.explains(error), "a reset of {chunk:?} failed without a fault: {error}");
             }
             Err(error) => {
                 if !self.promises.tells_faults {
@@ -601,6 +793,9 @@ impl Model {
                 assert_eq!(*named, chunk);
                 self.chunk_failed(chunk, *end);
             }
+            Err(error @ MediaError::Io { .. }) if self.promises.volume.is_some() => {
+                self.operation_failed(chunk, error);
+            }
             Err(error) => self.excuse(chunk, error),
         }
     }
@@ -610,6 +805,13 @@ impl Model {
         for injected in struck {
             *self.tally.faults.entry(injected.fault).or_default() += 1;
             self.power_was_cut |= injected.fault == Fault::PowerCut;
+            if self.promises.volume.is_some() {
+                self.struck_beneath(injected.fault);
+                continue;
+            }
+            if !self.promises.tells_faults {
+                continue;
+            }
             let chunk = &mut self.chunks[injected.chunk.0 as usize];
             match (injected.fault, injected.sectors) {
                 (Fault::Offline | Fault::FailedReset, _) => chunk.phase = Phase::Known(ChunkState::Offline),
@@ -620,6 +822,21 @@ impl Model {
                     chunk.sectors[sector as usize].unreadable = true;
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn struck_beneath(&mut self, fault: Fault) {
+        self.beneath.strikes(fault);
+        if fault == Fault::FailedFlush {
+            self.flush_failed_at.get_or_insert(self.now);
+            // Of a write in flight the device may have had a part.
+            for chunk in &mut self.chunks {
+                for sector in &mut chunk.sectors {
+                    sector.doomed |= sector.number.is_some() && !sector.covered;
+                }
+                chunk.reset_doomed |= !chunk.reset_covered;
+                chunk.close_doomed |= !chunk.close_covered;
             }
         }
     }
@@ -642,22 +859,28 @@ impl Model {
 
     pub(crate) fn noticed(&mut self, notices: &[Notice]) {
         for notice in notices {
-            if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
+            if notice.kind == NoticeKind::Offline && self.promises.volume.is_some() {
+                self.member_is_offline(notice.chunk);
+            } else if notice.kind == NoticeKind::Offline && self.promises.tells_faults {
                 let chunk = self.chunk(notice.chunk);
-                let given_up = chunk.resetting || matches!(chunk.phase, Phase::Limbo(_));
-                if given_up && !chunk.is_offline() {
-                    // A part of it died in its reset, and is replaced by that or by the next.
-                    continue;
-                }
                 assert!(chunk.is_offline() && !chunk.offline_noticed, "said to be offline: {notice:?}");
                 chunk.offline_noticed = true;
             }
         }
-        if !self.promises.tells_faults {
+        if !self.promises.tells_faults || self.promises.volume.is_some() {
             return;
         }
         let silent = self.chunks_where(|chunk| chunk.is_offline() && !chunk.offline_noticed);
         assert!(silent.is_empty(), "offline without a notice: {silent:?}");
+    }
+
+    /// The device lost a chunk of a line, with what that held. A line may say so for one that it is leaving as well, or
+    /// twice: that excuses nothing.
+    fn member_is_offline(&mut self, line: ChunkId) {
+        let line = &mut self.chunks[line.0 as usize];
+        // A part of it that died in its reset is replaced by that or by the next.
+        let given_up = line.resetting || matches!(line.phase, Phase::Limbo(_));
+        line.members_offline += u32::from(!given_up && self.beneath.explains_offline());
     }
 
     /// The report of a running medium.
@@ -665,14 +888,24 @@ impl Model {
         for info in report {
             let chunk_sectors = self.geometry.chunk_sectors;
             let tells_faults = self.promises.tells_faults;
+            let pads = self.promises.pads;
+            let breaks_lines = self.beneath.breaks_lines();
             let chunk = self.chunk(info.id);
             let Phase::Known(state) = chunk.phase else { continue };
-            if chunk.busy() || chunk.writes_in_flight > 0 && !tells_faults {
+            if chunk.busy() || chunk.writes_in_flight > 0 && breaks_lines {
+                continue;
+            }
+            let differs = info.state != state || info.write_pointer != chunk.pointer;
+            if chunk.broken || breaks_lines && differs {
+                self.line_broke(info);
+                continue;
+            }
+            if chunk.writes_in_flight > 0 && !tells_faults {
                 // The device may know of a failure that the host was not told of yet.
                 continue;
             }
             assert_eq!(info.state, state, "{info:?} against {chunk:?}");
-            let padded = chunk.closed_at.is_some() && info.write_pointer == chunk_sectors;
+            let padded = pads && chunk.closed_at.is_some() && info.write_pointer == chunk_sectors;
             assert!(
                 state == ChunkState::Offline || padded || info.write_pointer == chunk.pointer,
                 "{info:?}: the write pointer should be {}",
@@ -681,17 +914,39 @@ impl Model {
         }
     }
 
+    /// The report of a line that broke: closed where it is whole, or not closed yet.
+    fn line_broke(&mut self, info: &ChunkInfo) {
+        let at_stake = self.at_stake();
+        let line = self.chunk(info.id);
+        line.broken = true;
+        if info.state == ChunkState::Open {
+            return;
+        }
+        assert_eq!(info.state, ChunkState::Closed, "{info:?}");
+        let lost = line.promised(at_stake).find(|sector| *sector >= info.write_pointer);
+        assert_eq!(lost, None, "a durable sector is lost: {info:?}, {line:?}");
+        if line.members_offline == 0 {
+            assert!(info.write_pointer <= line.pointer, "never written: {info:?}, {line:?}");
+        }
+        line.covered_before = line.covered_end();
+        for sector in &mut line.sectors[info.write_pointer as usize..] {
+            sector.clear();
+        }
+        line.phase = Phase::Known(ChunkState::Closed);
+        line.pointer = info.write_pointer;
+        line.broken = false;
+    }
+
     /// Power came back, and the medium reports this.
     pub(crate) fn power_returned(&mut self, report: &[ChunkInfo]) {
         self.tally.cuts += 1;
-        self.opened(report, Opening { power_lost: true, keeps_volatile: false });
+        self.opened(report, true);
     }
 
-    /// The host came back, while the medium had power.
+    /// The host came back, while the medium had power; unless power went before it was open again.
     pub(crate) fn restarted(&mut self, report: &[ChunkInfo]) {
         self.tally.restarts += 1;
-        let keeps_volatile = self.promises.restart_keeps_volatile;
-        self.opened(report, Opening { power_lost: false, keeps_volatile });
+        self.opened(report, self.power_was_cut);
     }
 
     /// Whether a fault is why nothing can be done.
@@ -699,9 +954,18 @@ impl Model {
         self.power_was_cut
     }
 
-    fn opened(&mut self, report: &[ChunkInfo], opening: Opening) {
+    fn opened(&mut self, report: &[ChunkInfo], power_lost: bool) {
         assert_eq!(report.len(), self.chunks.len());
-        self.power_was_cut = false;
+        let cut_short = std::mem::take(&mut self.power_was_cut);
+        let open = report.iter().filter(|info| info.state == ChunkState::Open).count() as u32;
+        let volatile = match self.promises.volume {
+            _ if power_lost => Volatile::Nothing,
+            None => Volatile::Everything,
+            Some(_) if self.beneath.moves_lines() => Volatile::Nothing,
+            Some(volume) => Volatile::WholeUnits(volume.unit_sectors),
+        };
+        let limit_reached = self.geometry.max_open != 0 && open >= self.geometry.max_open;
+        let opening = Opening { power_lost, volatile, cut_short, limit_reached };
         for (index, info) in report.iter().enumerate() {
             assert_eq!(info.id, ChunkId(index as u32));
             if self.chunks[index].is_offline() {
@@ -718,23 +982,31 @@ impl Model {
             if self.promises.tracks_pointers {
                 self.opened_with_pointer(info, opening);
             } else {
-                self.opened_without_pointer(info, opening.keeps_volatile);
+                self.opened_without_pointer(info, power_lost);
             }
             let now = self.tick();
+            // A volume flushes first, and what a cut left is on the medium.
+            let covers = power_lost || self.promises.volume.is_some();
             let chunk = &mut self.chunks[index];
             chunk.writes_in_flight = 0;
             chunk.resetting = false;
             chunk.finishing = false;
+            chunk.broken = false;
+            let limbo = matches!(chunk.phase, Phase::Limbo(_));
             for sector in chunk.sectors.iter_mut().filter(|sector| sector.number.is_some()) {
                 sector.completed_at.get_or_insert(now);
                 // The cache in which it was doomed is gone.
-                sector.doomed &= opening.keeps_volatile;
+                sector.doomed &= !power_lost;
+                sector.covered |= covers && !sector.doomed && !limbo;
             }
         }
+        self.barriers_in_flight = 0;
+        self.flush_failed_at = None;
+        self.beneath.opened(power_lost);
     }
 
     /// A conventional device knows nothing: everything can be read, and what was not promised may be anything.
-    fn opened_without_pointer(&mut self, info: &ChunkInfo, keeps_volatile: bool) {
+    fn opened_without_pointer(&mut self, info: &ChunkInfo, power_lost: bool) {
         let chunk_sectors = self.geometry.chunk_sectors;
         assert_eq!((info.state, info.write_pointer), (ChunkState::Closed, chunk_sectors));
         let mut lost = 0;
@@ -742,7 +1014,7 @@ impl Model {
         chunk.phase = Phase::Known(ChunkState::Closed);
         chunk.pointer = chunk_sectors;
         for sector in &mut chunk.sectors {
-            let kept = sector.covered || keeps_volatile && sector.completed_at.is_some();
+            let kept = sector.covered || !power_lost && sector.completed_at.is_some();
             lost += u64::from(!kept && sector.completed_at.is_some());
             sector.undefined |= !kept;
         }
@@ -751,7 +1023,11 @@ impl Model {
 
     /// A device that tracks write pointers: below them is what was written.
     fn opened_with_pointer(&mut self, info: &ChunkInfo, opening: Opening) {
-        let Opening { power_lost, keeps_volatile } = opening;
+        let Opening { power_lost, volatile, cut_short, limit_reached } = opening;
+        let keeps_volatile = volatile == Volatile::Everything;
+        let flush_failed = self.beneath.flush_failed_since_power();
+        let tore = self.beneath.tore();
+        let breaks_lines = self.beneath.breaks_lines();
         let at_stake = self.at_stake();
         let geometry = self.geometry;
         let now = self.tick();
@@ -762,6 +1038,7 @@ impl Model {
             ChunkState::Open => assert!(pointer < geometry.chunk_sectors, "{info:?}"),
             ChunkState::Closed | ChunkState::Offline => {}
         }
+        let Promises { pads, tells_faults, volume, .. } = self.promises;
         let chunk = &mut self.chunks[id.0 as usize];
         let certain = chunk.reset_covered
             || keeps_volatile && chunk.reset_at.is_some()
@@ -788,61 +1065,84 @@ impl Model {
             }
             return;
         }
+        if power_lost && volume.is_some() {
+            chunk.forget_above_doomed();
+        }
         let promised = chunk.promised(at_stake).last().map_or(0, |last| last + 1);
-        let kept = match keeps_volatile {
-            true => promised.max(chunk.completed_end()),
-            false => promised,
+        let kept = match volatile {
+            Volatile::Nothing => promised,
+            Volatile::Everything => promised.max(chunk.completed_end()),
+            Volatile::WholeUnits(_) if chunk.reopened => promised,
+            Volatile::WholeUnits(unit) => promised.max(chunk.completed_prefix() / unit * unit),
         };
         let kept = chunk.failed_at.map_or(kept, |failed_at| kept.min(failed_at));
-        assert!(pointer >= kept, "durable sectors up to {kept} are lost: {info:?}, {chunk:?}");
-        let Promises { keeps_open, keeps_survivors, no_holes, tells_faults, .. } = self.promises;
-        let padded = chunk.closed_at.is_some() || chunk.finishing;
-        assert!(
-            padded || !keeps_open || pointer <= chunk.pointer,
-            "never written up to {pointer}: {info:?}, {chunk:?}"
-        );
-        chunk.loose |= pointer > chunk.pointer && !keeps_open;
-        let finished = padded || chunk.failed_at.is_some() || !keeps_open || !tells_faults;
-        if state == ChunkState::Closed {
-            assert!(pointer == geometry.chunk_sectors || finished, "closed by nobody: {info:?}");
+        assert!(pointer >= kept, "sectors up to {kept} are lost: {opening:?}, {info:?}, {chunk:?}");
+        let by_host = chunk.closed_at.is_some() || chunk.finishing;
+        // A member that is offline says nothing of where it ended.
+        // The volume may have closed it where nobody was told: to show what its device hides, or in an opening that was
+        // cut short.
+        let by_volume = volume.is_some() && (chunk.reopened || cut_short);
+        let padded = pads && (by_host || by_volume);
+        if volume.is_some() && !padded && pointer > chunk.pointer && chunk.members_offline == 0 {
+            // It went when it had been reset, and another had not.
+            chunk.members_offline += u32::from(self.beneath.explains_offline());
+        }
+        // Of a line that broke the device may have more than is whole.
+        let longer = padded || breaks_lines || chunk.members_offline > 0 || flush_failed && power_lost;
+        assert!(longer || pointer <= chunk.pointer, "never written up to {pointer}: {info:?}, {chunk:?}");
+        chunk.loose |= volume.is_some() && pointer > chunk.pointer;
+        let by_device = match volume {
+            None => chunk.failed_at.is_some() || !tells_faults,
+            // Its members may be uneven; or one has lost what it hid.
+            Some(volume) => {
+                let whole = chunk.is_settled() && chunk.members_offline == 0;
+                volume.device_hides || limit_reached || !whole || breaks_lines || flush_failed
+            }
+        };
+        if state == ChunkState::Closed && pointer < geometry.chunk_sectors {
+            assert!(by_host || by_device, "closed by nobody: {info:?}, {chunk:?}");
         }
         if chunk.close_covered || keeps_volatile && chunk.closed_at.is_some() {
             assert_eq!(state, ChunkState::Closed, "no longer closed: {info:?}, {chunk:?}");
         }
         let covered_end = chunk.covered_end();
-        let owed: Vec<u32> = chunk.promised(at_stake).collect();
+        // Then padding may stand where something was, if that was not promised.
+        let padded_from = if pads && by_volume { promised } else { geometry.chunk_sectors };
         for (at, sector) in (0..).zip(&mut chunk.sectors) {
             let completed = sector.completed_at.is_some();
             if at >= pointer {
                 self.tally.hidden_lost += u64::from(sector.covered);
                 self.tally.volatile_lost += u64::from(completed && !sector.covered);
                 sector.clear();
+            } else if volume.is_some() {
+                // Of a write in flight anything may be there.
+                let unsure = !completed || sector.straddled || sector.doomed || tore;
+                sector.undefined |= !sector.covered && unsure || at >= padded_from;
             } else if keeps_volatile {
                 sector.undefined |= !completed;
             } else {
                 // A durable write above it moved the write pointer over it.
-                sector.undefined |= match no_holes {
-                    true => !sector.covered && at < covered_end,
-                    false => owed.binary_search(&at).is_err(),
-                };
+                sector.undefined |= !sector.covered && at < covered_end;
             }
         }
         chunk.phase = Phase::Known(state);
         chunk.pointer = pointer;
         chunk.reset_at.get_or_insert(now);
         if state == ChunkState::Closed {
-            if pointer < geometry.chunk_sectors && keeps_open {
+            if pointer < geometry.chunk_sectors {
                 chunk.closed_at.get_or_insert(now);
             }
         } else {
             chunk.reopen();
             chunk.failed_at = None;
         }
+        chunk.reopened |= state == ChunkState::Open && volume.is_some_and(|volume| volume.device_hides);
         if power_lost {
             // What a cut left is on the medium.
             chunk.reset_covered = true;
-            chunk.survived = if keeps_survivors { pointer } else { 0 };
-            chunk.close_covered |= state == ChunkState::Closed && keeps_open;
+            chunk.survived = pointer;
+            // A volume closed it anew, and will do so again.
+            chunk.close_covered |= state == ChunkState::Closed && volume.is_none();
         }
     }
 
@@ -850,7 +1150,11 @@ impl Model {
     pub(crate) fn gave_up(&mut self, chunk: ChunkId, sector: u32) {
         let known = self.chunk(chunk).sectors[sector as usize];
         let limbo = matches!(self.chunk(chunk).phase, Phase::Limbo(_));
-        assert!(known.unreadable || limbo, "sector {sector} of {chunk:?} cannot be read: {known:?}");
+        let gone = self
+            .promises
+            .volume
+            .is_some_and(|volume| self.chunk(chunk).members_gone.contains(&volume.member_of(sector)));
+        assert!(known.unreadable || limbo || gone, "sector {sector} of {chunk:?} cannot be read: {known:?}");
         self.tally.detected += 1;
     }
 

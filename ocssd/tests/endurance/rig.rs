@@ -8,26 +8,48 @@ use std::task::{Context, Poll, Waker};
 use terrane_ocssd::Media;
 use terrane_ocssd::sim::Injected;
 
+/// Polls after which an operation counts as one that never ends. The longest that any medium here takes is a stall of
+/// some thousand polls.
+pub(crate) const POLLS_MAX: u32 = 1_000_000;
+
 /// What a kind of medium promises beyond [`Media`], or less.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Promises {
     /// It knows its write pointers after a start.
     pub(crate) tracks_pointers: bool,
-    /// What is not promised is right all the same if it is below a write pointer after a cut: what was covered, and
-    /// what is above all that was covered. Otherwise it may be anything.
-    pub(crate) no_holes: bool,
-    /// What was acknowledged as volatile survives the death of the host's process, if the power stays.
-    pub(crate) restart_keeps_volatile: bool,
-    /// A flush covers the resets that completed before it.
-    pub(crate) flush_covers_resets: bool,
-    /// A chunk that was open comes back open. Otherwise it may come back closed.
-    pub(crate) keeps_open: bool,
-    /// What outlived one power cut outlives the next, though it be among the last `mw_cunits` sectors of an open chunk.
-    /// `media.rs` does not ask for that: what recovered an open chunk may move it to where it is not programmed yet.
-    pub(crate) keeps_survivors: bool,
-    /// [`Rig::take_faults`] tells every fault. Otherwise chunks may fail, close and die without a word in it, which they
-    /// may not take as an excuse for losing what is durable.
+    /// A chunk that is finished may be padded, and a cut may leave it anywhere on the way to its end.
+    pub(crate) pads: bool,
+    /// [`Rig::take_faults`] tells every fault, with its chunk. Otherwise chunks may fail, close and die without a word
+    /// in it, which they may not take as an excuse for losing what is durable.
     pub(crate) tells_faults: bool,
+    /// It is a volume: see [`VolumePromises`]. Its faults are its device's, and their chunks say nothing here.
+    pub(crate) volume: Option<VolumePromises>,
+}
+
+/// What a volume promises beyond [`Media`]:
+///
+/// - whatever was written can be read at once, and while other writes are in flight;
+/// - a durable write is durable with all that is below it in its line;
+/// - a reset is durable when it resolves;
+/// - opening it flushes what the process before left in the device.
+///
+/// And less: what waits in its memory for the rest of a stripe unit goes with the host, and a line whose members a cut
+/// left uneven comes back closed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VolumePromises {
+    /// Members of a line.
+    pub(crate) width: u32,
+    /// Sectors of a stripe unit.
+    pub(crate) unit_sectors: u32,
+    /// The device hides sectors of open chunks, whether or not it protects them.
+    pub(crate) device_hides: bool,
+}
+
+impl VolumePromises {
+    /// The member of its line that a sector is on.
+    pub(crate) fn member_of(&self, sector: u32) -> u32 {
+        sector / self.unit_sectors % self.width
+    }
 }
 
 /// A medium, its power switch, and the record of what was done to it.
@@ -47,24 +69,33 @@ pub(crate) trait Rig {
     /// Opens the medium again after power was lost.
     fn power_on(&mut self);
 
-    /// The host's process dies and opens the medium again.
+    /// The host's process dies and opens the medium again. If power goes meanwhile, that is among the faults.
     fn restart(&mut self);
 
-    /// The faults that struck since the last call **and that this medium may show its host**, oldest first.
+    /// The faults that struck since the last call, oldest first.
     fn take_faults(&mut self) -> Vec<Injected>;
 }
 
 /// Polls until ready: simulated media wake themselves, so polling again is all that waking does.
+///
+/// # Panics
+/// If it never is.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+    for _ in 0..POLLS_MAX {
+        if let Poll::Ready(value) = poll_once(future.as_mut()) {
             return value;
         }
     }
+    panic!("it waits for something that never comes");
 }
 
-pub(crate) fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+pub(crate) fn poll_once<T>(future: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
     future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+#[should_panic(expected = "it waits for something that never comes")]
+fn a_hang_is_a_failure() {
+    block_on(std::future::pending::<()>());
 }

@@ -16,7 +16,7 @@ pub(crate) struct SimRig {
 }
 
 /// Faults often enough for each to meet the others. Whole chunks are lost rarely: the rest is what is looked at.
-const FAULTS: FaultRates = FaultRates {
+pub(crate) const FAULTS: FaultRates = FaultRates {
     torn_write: 10_000,
     lost_write: 10_000,
     misdirected_write: 10_000,
@@ -35,6 +35,10 @@ const FAULTS: FaultRates = FaultRates {
     power_cut: 1_000,
 };
 
+/// Of these, what a conventional device may have.
+pub(crate) const CONVENTIONAL_FAULTS: FaultRates =
+    FaultRates { failed_program: 0, early_close: 0, high_ecc: 0, ..FAULTS };
+
 impl SimRig {
     fn new(geometry: Geometry, options: SimOptions) -> Self {
         let conventional = options.conventional;
@@ -50,8 +54,7 @@ impl SimRig {
     pub(crate) fn conventional_with_faults(seed: u64) -> Self {
         let mut rng = Pcg64Mcg::seed_from_u64(seed);
         let geometry = Geometry { mw_cunits: 0, max_open: 0, ..geometry(&mut rng) };
-        let faults = FaultRates { failed_program: 0, early_close: 0, high_ecc: 0, ..FAULTS };
-        Self::new(geometry, SimOptions { faults, ..options(&mut rng) })
+        Self::new(geometry, SimOptions { faults: CONVENTIONAL_FAULTS, ..options(&mut rng) })
     }
 
     pub(crate) fn tracking(seed: u64) -> Self {
@@ -101,15 +104,7 @@ impl Rig for SimRig {
     }
 
     fn promises(&self) -> Promises {
-        Promises {
-            tracks_pointers: !self.conventional,
-            no_holes: true,
-            restart_keeps_volatile: true,
-            flush_covers_resets: true,
-            keeps_open: true,
-            keeps_survivors: true,
-            tells_faults: true,
-        }
+        Promises { tracks_pointers: !self.conventional, pads: false, tells_faults: true, volume: None }
     }
 
     fn crash_after(&mut self, n: u64) {

@@ -44,15 +44,22 @@ pub(crate) fn whole(options: FlashOptions) -> FlashMedia {
     device(options).slice(0, 1).unwrap()
 }
 
+/// Polls after which an operation counts as one that never ends.
+pub(crate) const POLLS_MAX: u32 = 1_000_000;
+
 /// Polls until ready. Devices in memory wake themselves, so polling again is all that waking does.
+///
+/// # Panics
+/// If it never is.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
-    loop {
+    for _ in 0..POLLS_MAX {
         if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
             return value;
         }
     }
+    panic!("it waits for something that never comes");
 }
 
 pub(crate) fn filled(sectors: u32, byte: u8) -> AlignedBuf {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use terrane_ocssd::flash::{FlashClock, NandTiming};
 use terrane_ocssd::{AlignedBuf, ChunkId, Durability, FlashMedia, FlashOptions, Media};
 
-use crate::harness::{SECTOR, device, filled, plain};
+use crate::harness::{POLLS_MAX, SECTOR, device, filled, plain};
 
 const PROGRAM: Duration = Duration::from_micros(700);
 const SENSE: Duration = Duration::from_micros(60);
@@ -47,13 +47,14 @@ impl VirtualTime {
     fn run<T>(&self, future: impl Future<Output = T>) -> (T, Duration) {
         let begun = self.now.get();
         let mut future = pin!(future);
-        loop {
+        for _ in 0..POLLS_MAX {
             if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return (value, self.now.get() - begun);
             }
             let next = self.sleepers.borrow_mut().pop_first().expect("something waits for the clock");
             self.now.set(self.now.get().max(next));
         }
+        panic!("it waits for something that never comes");
     }
 }
 

@@ -14,7 +14,8 @@ use terrane_ocssd::{
 };
 
 use crate::{
-    CHUNK, SECTOR, block_on, cut, device, filled, flush, geometry, poll_once, reset, sectors, write,
+    CHUNK, POLLS_MAX, SECTOR, block_on, cut, device, filled, flush, geometry, poll_once, reset, sectors,
+    write,
 };
 
 /// A device that tracks write pointers.
@@ -544,7 +545,7 @@ fn a_failed_flush_forgets_only_what_had_completed() {
 /// Polls of one operation until it completes.
 fn polls<T>(future: impl Future<Output = T>) -> u32 {
     let mut future = pin!(future);
-    (0..).find(|_| poll_once(future.as_mut()).is_ready()).expect("it completes")
+    (0..POLLS_MAX).find(|_| poll_once(future.as_mut()).is_ready()).expect("it completes")
 }
 
 #[test]

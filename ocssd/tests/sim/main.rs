@@ -30,15 +30,22 @@ pub(crate) fn device(seed: u64) -> SimMedia {
     SimMedia::new(geometry(), SimOptions { seed, ..SimOptions::default() })
 }
 
+/// Polls after which an operation counts as one that never ends: many times the longest stall.
+pub(crate) const POLLS_MAX: u32 = 1_000_000;
+
 /// Polls until ready. The simulated medium wakes itself, so polling again is all that waking does.
+///
+/// # Panics
+/// If it never is.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
-    loop {
+    for _ in 0..POLLS_MAX {
         if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
             return value;
         }
     }
+    panic!("it waits for something that never comes");
 }
 
 pub(crate) fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {

@@ -1,6 +1,8 @@
 //! What a volume must hold: every sector of a line's life has one right content, so whatever is there is right or wrong
 //! whoever wrote it and however it ended; and what was promised must be there.
 
+use std::collections::BTreeSet;
+
 use terrane_ocssd::{AlignedBuf, ChunkId, ChunkState, Durability, Media, MediaError, Volume};
 
 pub(crate) const SECTOR: usize = 512;
@@ -22,12 +24,17 @@ pub(crate) struct LineModel {
     pub(crate) resetting: bool,
     /// An operation of it failed or was dropped: no more writes or resets before it is opened again.
     pub(crate) stopped: bool,
+    /// Members that went offline with what they held.
+    pub(crate) gone: u32,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(crate) lines: Vec<LineModel>,
     pub(crate) lag: u32,
+    /// Chunks that went offline and were no line's, as far as the volume said. One of them may be what the record still
+    /// names of a line that moved elsewhere, and is that line's again after a power cut.
+    pub(crate) strays: u32,
     /// The device pads chunks that it is to close, with zeros, and recovery closes chunks.
     pub(crate) pads: bool,
 }
@@ -47,7 +54,7 @@ impl Model {
     pub(crate) fn of<M: Media>(volume: &Volume<M>) -> Self {
         let geometry = volume.geometry();
         let lines = vec![LineModel::default(); geometry.chunks as usize];
-        Self { lines, lag: geometry.mw_cunits, pads: false }
+        Self { lines, lag: geometry.mw_cunits, strays: 0, pads: false }
     }
 
     /// A flush that began when this much was acknowledged has ended.
@@ -75,13 +82,37 @@ impl Model {
         line.promised = line.promised.max(end.saturating_sub(lag));
     }
 
-    /// Checks a volume that was just opened, and goes on from there.
+    /// The volume was opened after a power cut: what is there is on the flash, to its last sector.
+    pub(crate) fn survived_cut(&mut self) {
+        for line in self.lines.iter_mut().filter(|line| !line.resetting) {
+            line.promised = line.promised.max(line.acknowledged);
+        }
+    }
+
+    /// Checks a volume that was just opened, and goes on from there. Opening it flushes what a process before left in the
+    /// device, so all that it shows is promised, but for the last sectors of chunks that may be open.
     pub(crate) async fn check_opened<M: Media>(&mut self, volume: &Volume<M>) {
         let report = volume.report().await.unwrap();
+        let lag = self.lag;
         let whole = volume.geometry().chunk_sectors;
         for (index, (info, line)) in report.iter().zip(&mut self.lines).enumerate() {
             let (index, end) = (index as u32, info.write_pointer);
             let told = format!("line {index}: {info:?}, expected {line:?}");
+            if line.gone == 0 && !line.resetting && self.strays > 0 && reads_fail(volume, index, end).await {
+                self.strays -= 1;
+                line.gone = 1;
+            }
+            if line.gone > 0 && !line.resetting && info.state == ChunkState::Closed {
+                // The others say where it ends.
+                assert!(end >= line.promised, "{told}");
+                let gone = check_lost(volume, index, line, end).await.len() as u32;
+                assert!(gone <= line.gone, "{gone} members are gone: {told}");
+                line.closed = true;
+                line.stopped = false;
+                line.written = end;
+                line.acknowledged = end;
+                continue;
+            }
             if info.state == ChunkState::Offline {
                 // It has a member without a chunk, which is found out only when nothing is in it.
                 assert!(line.resetting || line.promised == 0, "{told}");
@@ -108,8 +139,14 @@ impl Model {
             line.closed = info.state == ChunkState::Closed || end < pointer;
             line.closing = line.closed;
             line.stopped = false;
+            if info.state != ChunkState::Closed {
+                // It has a spare, to which all that was there could be moved.
+                line.gone = 0;
+            }
             if end == 0 {
                 line.promised = 0;
+            } else if !line.resetting {
+                line.promised = line.promised.max(end.saturating_sub(lag));
             }
         }
     }
@@ -119,9 +156,46 @@ impl Model {
         for (index, line) in
             self.lines.iter().enumerate().filter(|(_, line)| !line.resetting && !line.stopped)
         {
-            check(volume, index as u32, line.life, line.acknowledged).await;
+            match line.gone {
+                0 => check(volume, index as u32, line.life, line.acknowledged).await,
+                most => {
+                    let gone = check_lost(volume, index as u32, line, line.acknowledged).await;
+                    assert!(gone.len() as u32 <= most, "line {index}: members {gone:?} are gone, {line:?}");
+                }
+            }
         }
     }
+}
+
+/// Reads the front of a line that lost members, sector by sector: the others' are right, theirs say that they are gone.
+/// What was not promised may be cut off. Returns the members that were found to be gone.
+pub(crate) async fn check_lost<M: Media>(
+    volume: &Volume<M>,
+    index: u32,
+    line: &LineModel,
+    end: u32,
+) -> BTreeSet<u32> {
+    let width = volume.status().stripe_units;
+    let unit_sectors = volume.geometry().ws_opt / width;
+    let mut gone = BTreeSet::new();
+    for sector in 0..end {
+        match volume.read(ChunkId(index), sector, AlignedBuf::zeroed(SECTOR)).await {
+            (Ok(()), buf) => {
+                let right = content(index, line.life, sector, 1);
+                assert!(*buf == *right, "line {index}, sector {sector} is wrong: {line:?}");
+            }
+            (Err(MediaError::Unreadable { chunk, sector: named }), _) => {
+                assert_eq!((chunk, named), (ChunkId(index), sector));
+                gone.insert(sector / unit_sectors % width);
+            }
+            (Err(MediaError::PowerLost), _) => return gone,
+            (Err(error), _) => {
+                let cut_off = sector >= line.promised && matches!(error, MediaError::Rule { .. });
+                assert!(cut_off, "line {index}, sector {sector}: {error}, {line:?}");
+            }
+        }
+    }
+    gone
 }
 
 /// Whether a part of a line is gone.

@@ -1,10 +1,10 @@
-//! Long runs at random, many operations in flight, chunks that fail, power cuts anywhere, opening included: no byte that
-//! was promised is lost, and nothing that is read is wrong.
+//! Long runs at random, many operations in flight, chunks that fail or go offline, power cuts anywhere, opening included:
+//! no byte that was promised is lost, but for those of a chunk that is gone, and nothing that is read is wrong.
 //!
 //! `TERRANE_SEED=<n> cargo test -p terrane-ocssd --test volume a_long_run` replays one run;
 //! `TERRANE_RUNS=<n>` sets how many there are.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::env;
 use std::future::Future;
 use std::pin::Pin;
@@ -13,29 +13,46 @@ use std::task::Poll;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, OpenMode, Volume, VolumeError,
-    VolumeOptions,
+    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, Notice, NoticeKind, OpenMode,
+    Volume, VolumeError, VolumeOptions,
 };
 
 use crate::faulty::{Faulty, block_on};
-use crate::model::{LineModel, Model, write};
+use crate::model::{LineModel, Model, check_lost, write};
 use crate::{Told, is_no_spare, poll};
 
 const RUNS: u64 = 150;
 const LIVES: u32 = 12;
 const BATCHES: u32 = 12;
+/// Whether one that needs a spare waits for those that others are judging; else it fails although there are some.
+const SPARES_ARE_WAITED_FOR: bool = false;
 /// An operation that is never reached.
 const NEVER: u64 = 1 << 40;
 
 /// One operation of a batch.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Write { line: u32, sectors: u32, durability: Durability },
-    Dropped { line: u32, sectors: u32 },
+    Write {
+        line: u32,
+        sectors: u32,
+        durability: Durability,
+    },
+    Dropped {
+        line: u32,
+        sectors: u32,
+    },
     Flush,
-    Finish { line: u32 },
-    Reset { line: u32 },
-    Check { line: u32 },
+    Finish {
+        line: u32,
+    },
+    Reset {
+        line: u32,
+    },
+    Check {
+        line: u32,
+    },
+    /// The whole volume, while others are in flight.
+    CheckAll,
 }
 
 struct Run {
@@ -44,12 +61,16 @@ struct Run {
     volume: Volume<Faulty>,
     model: RefCell<Model>,
     ws_min: u32,
+    /// There was no spare left, at some moment since the volume was opened.
+    scarce: Cell<bool>,
+    /// Chunks that are still to go offline.
+    offline_left: Cell<u32>,
 }
 
 type Operation<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, offline_max: u32) -> Self {
         let mut rng = Pcg64Mcg::seed_from_u64(seed);
         let groups = rng.random_range(1..=2);
         let parallel_units = rng.random_range(1..=2);
@@ -73,7 +94,8 @@ impl Run {
         let options = VolumeOptions { label: b"random".to_vec(), stripe_units: 0, spare_chunks_per_unit: 3 };
         let volume = block_on(Volume::create(device.clone(), &options)).unwrap();
         let model = RefCell::new(Model::of(&volume));
-        Self { rng, device, volume, model, ws_min }
+        let offline_left = Cell::new(offline_max);
+        Self { rng, device, volume, model, ws_min, scarce: Cell::new(false), offline_left }
     }
 
     /// Operations that may be in flight together: writes of one line in order, no reset of a line that is written.
@@ -91,6 +113,7 @@ impl Run {
             max => max,
         };
         let mut busy = vec![false; lines.len()];
+        let mut resets = false;
         let mut steps = Vec::new();
         for _ in 0..self.rng.random_range(1..=8) {
             let line = self.rng.random_range(0..lines.len() as u32);
@@ -115,7 +138,12 @@ impl Run {
                         false => Step::Write { line, sectors, durability },
                     });
                 }
-                11..=13 => steps.push(Step::Flush),
+                11..=12 => steps.push(Step::Flush),
+                13 if !resets => {
+                    // None of them must be reset meanwhile.
+                    busy.fill(true);
+                    steps.push(Step::CheckAll);
+                }
                 14 if may_finish && !busy[line as usize] => {
                     busy[line as usize] = true;
                     this.stopped = true;
@@ -127,6 +155,7 @@ impl Run {
                         && (this.closed || this.resetting || this.written == chunk_sectors) =>
                 {
                     busy[line as usize] = true;
+                    resets = true;
                     this.resetting = true;
                     steps.push(Step::Reset { line });
                 }
@@ -149,13 +178,22 @@ impl Run {
                 *lost.borrow_mut() = true;
                 false
             }
-            Err(error) if is_no_spare(&error) => {
+            Err(error) => {
+                let lost = |line: &LineModel| line.gone > 0;
+                let lost = {
+                    let lines = &model.borrow().lines;
+                    line.map_or_else(|| lines.iter().any(lost), |line| lost(&lines[line as usize]))
+                };
+                let no_spare = is_no_spare(&error);
+                assert!(no_spare || lost && matches!(error, MediaError::Io { .. }), "{step:?}: {error}");
+                let status = volume.status();
+                let scarce = self.scarce.get() || status.spares_left == 0 || !SPARES_ARE_WAITED_FOR;
+                assert!(!no_spare || scarce, "{step:?}: {error}, and there always were spares: {status:?}");
                 if let Some(line) = line {
                     model.borrow_mut().lines[line as usize].stopped = true;
                 }
                 false
             }
-            Err(error) => panic!("{step:?}: {error}"),
         };
         match step {
             Step::Write { line, sectors, durability } => Box::pin(async move {
@@ -197,16 +235,39 @@ impl Run {
                 }
             }),
             Step::Reset { line } => Box::pin(async move {
-                model.borrow_mut().lines[line as usize].resetting = true;
+                let gone_before = {
+                    let this = &mut model.borrow_mut().lines[line as usize];
+                    this.resetting = true;
+                    this.gone
+                };
                 if ended(volume.reset(ChunkId(line)).await, Some(line)) {
                     let this = &mut model.borrow_mut().lines[line as usize];
-                    *this = LineModel { life: this.life + 1, ..LineModel::default() };
+                    // A chunk may have gone when it had been reset, and another had not.
+                    let gone = this.gone - gone_before;
+                    *this = LineModel { life: this.life + 1, gone, ..LineModel::default() };
+                }
+            }),
+            Step::CheckAll => Box::pin(async move {
+                // Of lines that are written meanwhile, what was acknowledged before.
+                let lines = model.borrow().lines.len() as u32;
+                for line in 0..lines {
+                    let usable = {
+                        let line = &model.borrow().lines[line as usize];
+                        !line.stopped && !line.resetting
+                    };
+                    if usable {
+                        self.operation(Step::Check { line }, lost).await;
+                    }
                 }
             }),
             Step::Check { line } => Box::pin(async move {
                 let this = model.borrow().lines[line as usize].clone();
                 let end = this.acknowledged;
-                if end > 0 && !*lost.borrow() {
+                if this.gone > 0 {
+                    let gone = check_lost(volume, line, &this, end).await;
+                    let most = model.borrow().lines[line as usize].gone;
+                    assert!(gone.len() as u32 <= most, "line {line}: members {gone:?} are gone of {most}");
+                } else if end > 0 && !*lost.borrow() {
                     let buf = AlignedBuf::zeroed(end as usize * 512);
                     let (result, buf) = volume.read(ChunkId(line), 0, buf).await;
                     // A line that broke for want of a spare ends where its chunk failed, before what was acknowledged
@@ -217,6 +278,11 @@ impl Run {
                             info.state == ChunkState::Closed && info.write_pointer < end
                         })
                     {
+                        return;
+                    }
+                    let gone = model.borrow().lines[line as usize].gone > 0;
+                    if gone && matches!(result, Err(MediaError::Unreadable { .. })) {
+                        // It went while it was read.
                         return;
                     }
                     if ended(result, None) {
@@ -233,6 +299,28 @@ impl Run {
         let sector = line.written;
         line.written += sectors;
         (line.life, sector)
+    }
+
+    /// A chunk goes offline that is not for metadata, and the device says so. What stood on it is lost with it.
+    fn take_offline(&self, rng: &mut Pcg64Mcg) {
+        let geometry = *self.device.geometry();
+        let chunk = ChunkId(rng.random_range(0..geometry.chunk_count()));
+        let (unit, nth) = (geometry.unit_of(chunk), chunk.0 % geometry.chunks);
+        let for_metadata = if geometry.unit_count() == 1 { nth < 4 } else { unit < 2 && nth < 2 };
+        if for_metadata || !self.device.sim.has_power() {
+            return;
+        }
+        self.offline_left.set(self.offline_left.get() - 1);
+        self.volume.take_notices();
+        self.device.sim.take_offline(chunk);
+        self.device.notice(Notice { chunk, sectors: None, kind: NoticeKind::Offline });
+        // Of the line that stands on it, if any does.
+        let concerns = |notice: &Notice| notice.kind == NoticeKind::Offline && notice.sectors.is_none();
+        let mut model = self.model.borrow_mut();
+        match self.volume.take_notices().into_iter().find(concerns) {
+            Some(notice) => model.lines[notice.chunk.0 as usize].gone += 1,
+            None => model.strays += 1,
+        }
     }
 
     /// Polls in any order, but each for the first time in turn. True if the power went.
@@ -259,6 +347,10 @@ impl Run {
                     begun -= 1;
                 }
             }
+            self.note_spares();
+            if self.offline_left.get() > 0 && rng.random_bool(0.002) {
+                self.take_offline(&mut rng);
+            }
         }
         assert!(operations.is_empty(), "they wait for something that never comes");
         drop(operations);
@@ -270,8 +362,12 @@ impl Run {
         lost.into_inner()
     }
 
-    fn reopen(self, cut: bool) -> Self {
-        let Self { mut rng, device, volume, model, ws_min } = self;
+    fn note_spares(&self) {
+        self.scarce.set(self.scarce.get() || self.volume.status().spares_left == 0);
+    }
+
+    fn reopen(self, mut cut: bool) -> Self {
+        let Self { mut rng, device, volume, model, ws_min, offline_left, .. } = self;
         drop(volume);
         match cut {
             true => device.power_cycle(),
@@ -283,19 +379,28 @@ impl Run {
             }
             match block_on(Volume::open_as(device.clone(), OpenMode::Degraded)) {
                 Ok(volume) if device.sim.has_power() => break volume,
-                Ok(_) | Err(VolumeError::Media(MediaError::PowerLost)) => device.power_cycle(),
+                Ok(_) | Err(VolumeError::Media(MediaError::PowerLost)) => {
+                    cut = true;
+                    device.power_cycle();
+                }
                 Err(error) => panic!("{error}"),
             }
         };
         device.sim.crash_after(NEVER);
         let mut found = model.into_inner();
         block_on(found.check_opened(&volume));
-        Self { rng, device, volume, model: RefCell::new(found), ws_min }
+        if cut {
+            found.survived_cut();
+        }
+        let model = RefCell::new(found);
+        let run = Self { rng, device, volume, model, ws_min, scarce: Cell::new(false), offline_left };
+        run.note_spares();
+        run
     }
 }
 
-fn run(seed: u64) {
-    let mut run = Run::new(seed);
+fn run(seed: u64, offline_max: u32) {
+    let mut run = Run::new(seed, offline_max);
     for _ in 0..LIVES {
         run.device.fail_at_random(run.rng.random_range(0..15), run.rng.random_range(0..3));
         let mut lost = false;
@@ -324,14 +429,25 @@ fn run(seed: u64) {
 
 #[test]
 fn a_long_run() {
+    for_seeds(RUNS, "a_long_run", |seed| run(seed, 0));
+}
+
+/// What a chunk that is gone held says so when it is read, the rest stays right; the line can be used again after a reset,
+/// with a spare.
+#[test]
+fn chunks_go_offline_while_the_volume_is_in_use() {
+    for_seeds(RUNS, "chunks_go_offline_while_the_volume_is_in_use", |seed| run(seed, 3));
+}
+
+fn for_seeds(runs: u64, test: &str, run: impl Fn(u64)) {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("TERRANE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("TERRANE_RUNS").unwrap_or(RUNS),
+        None => 0..number("TERRANE_RUNS").unwrap_or(runs),
     };
     for seed in seeds {
         let _replay =
-            Told(format!("replay: TERRANE_SEED={seed} cargo test -p terrane-ocssd --test volume a_long_run"));
+            Told(format!("replay: TERRANE_SEED={seed} cargo test -p terrane-ocssd --test volume {test}"));
         run(seed);
     }
 }
