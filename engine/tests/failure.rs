@@ -491,7 +491,7 @@ fn commit_marks_never_overcommit_the_slice() {
 #[test]
 fn a_full_index_refuses_new_keys_and_takes_updates_and_deletes() {
     let limit = 2 << 20;
-    let media = SimMedia::new(geometry(600), SimOptions::default());
+    let media = SimMedia::new(geometry(500), SimOptions::default());
     Node::format(&media);
     let mut node = Node::try_open(&media, Options { index_bytes_max: limit, ..options() }).unwrap();
     let created = node.store.create_group(GROUP, Bytes::new()).unwrap();

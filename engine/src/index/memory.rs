@@ -16,15 +16,15 @@ pub(super) fn allocated(bytes: usize) -> u64 {
 }
 
 /// The size of a page's allocation that is to hold `needed` bytes now and a little more soon: what the allocator rounds
-/// up to, of a sixteenth more. Less room means more copying, more room more waste (docs/decisions/0009).
+/// up to, of a 32nd more. Less room means more copying, more room more waste (docs/decisions/0009).
 pub(super) fn roomy(needed: usize) -> usize {
-    let wanted = needed + needed / 16 + HEADER_BYTES;
+    let wanted = needed + needed / 32 + HEADER_BYTES;
     wanted.next_multiple_of(GRANULE_BYTES).max(LEAST_BYTES) - HEADER_BYTES
 }
 
 /// Whether so large an allocation should be exchanged for a `roomy` one.
 pub(super) fn is_wasteful(capacity: usize, needed: usize) -> bool {
-    capacity > needed + needed / 4 + 4 * GRANULE_BYTES
+    capacity > needed + needed / 8 + 4 * GRANULE_BYTES
 }
 
 #[cfg(test)]

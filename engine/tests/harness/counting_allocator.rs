@@ -1,6 +1,8 @@
 //! An allocator that counts what is allocated, in the sizes that glibc's malloc makes of it: multiples of 16 bytes, at
 //! least 32, of which it keeps 8 for itself.
 
+#![allow(dead_code, reason = "each user takes a part of it")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
