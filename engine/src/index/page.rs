@@ -60,6 +60,23 @@ fn slot_order(slot: &[u8; SLOT_BYTES]) -> u64 {
     u64::from_le_bytes(*slot) >> END_BITS
 }
 
+/// The first slot that is not below `order`.
+///
+/// Not a binary search: its probes wait for each other, and in a large index each waits for memory. These do not: one
+/// probe for each cache line, then those of one line.
+fn lower_bound(slots: &[[u8; SLOT_BYTES]], order: u64) -> usize {
+    const LINE_SLOTS: usize = 64 / SLOT_BYTES;
+    let below = |slot: &&[u8; SLOT_BYTES]| slot_order(slot) < order;
+    match slots.iter().step_by(LINE_SLOTS).filter(below).count() {
+        0 => 0,
+        lines => {
+            let first = (lines - 1) * LINE_SLOTS;
+            let line = &slots[first..slots.len().min(first + LINE_SLOTS)];
+            first + line.iter().filter(below).count()
+        }
+    }
+}
+
 /// What of a key without its prefix stands in its entry.
 fn rest_of(suffix: &[u8]) -> &[u8] {
     suffix.get(HEAD_BYTES..).unwrap_or_default()
@@ -258,7 +275,7 @@ impl Page {
         };
         let order = order_of(suffix);
         let slots = self.slots();
-        let at = slots.partition_point(|slot| slot_order(slot) < order);
+        let at = lower_bound(slots, order);
         if slots.get(at).is_none_or(|slot| slot_order(slot) != order) {
             return Err(at);
         }
