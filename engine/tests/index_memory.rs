@@ -52,7 +52,7 @@ fn bytes_beside_a_key(shape: &str, key: impl Fn(u64) -> Vec<u8>) -> f64 {
     };
     account(&index);
     let beside = (index.memory_bytes() as f64 - index.key_bytes() as f64) / KEYS as f64;
-    println!("{shape}: {beside:.1} bytes beside a key");
+    eprintln!("{shape}: {beside:.1} bytes beside a key");
 
     // Nothing is allocated by a look-up, nor by an update that needs no wider location.
     let calls = allocations();
@@ -74,7 +74,7 @@ fn bytes_beside_a_key(shape: &str, key: impl Fn(u64) -> Vec<u8>) -> f64 {
     }
     account(&index);
     let left = (index.memory_bytes() as f64 - index.key_bytes() as f64) / index.len() as f64;
-    println!("{shape}: {left:.1} bytes beside a key once nine of ten are gone");
+    eprintln!("{shape}: {left:.1} bytes beside a key once nine of ten are gone");
     let key_bytes = index.key_bytes() as f64 / index.len() as f64;
     assert!(left <= 32.0 + key_bytes / 8.0, "{shape}: {left:.1} bytes beside a key that was left over");
     drop(index);

@@ -115,7 +115,7 @@ fn seeds() -> Vec<u64> {
 /// Random operations on keys of one shape, in waves that grow and shrink.
 fn run(keys: Keys, operations: u32) {
     for seed in seeds() {
-        println!("seed {seed}: TERRANE_SEED={seed} cargo test -p terrane-engine --lib index::");
+        eprintln!("seed {seed}: TERRANE_SEED={seed} cargo test -p terrane-engine --lib index::");
         let mut random = Pcg64::seed_from_u64(seed);
         let (mut index, mut model) = (Index::default(), Model::new());
         let mut next = 0;
@@ -300,7 +300,7 @@ fn rule_1_only_the_record_that_was_copied_is_relocated() {
 #[test]
 fn a_cursor_goes_on_after_any_write_and_visits_what_stays_once() {
     for seed in seeds() {
-        println!("seed {seed}: TERRANE_SEED={seed} cargo test -p terrane-engine --lib index::");
+        eprintln!("seed {seed}: TERRANE_SEED={seed} cargo test -p terrane-engine --lib index::");
         let mut random = Pcg64::seed_from_u64(seed);
         let key = |number: u32| number.wrapping_mul(0x9e37_79b1).to_be_bytes();
         let mut index = Index::default();
