@@ -252,6 +252,30 @@ fn a_key_without_the_prefix_of_a_full_page_gets_a_page_of_its_own() {
     assert!(index.memory_bytes() < 20 * 60_000 + 64 * 1024, "{} bytes", index.memory_bytes());
 }
 
+/// Without the separator before the page forgotten (but the one after it, which the last page lacks): a separator is left
+/// over.
+#[test]
+fn a_page_that_is_emptied_beside_full_ones_leaves_their_keys_where_they_are() {
+    // Inserted in order, pages are full, so that none of them can be merged.
+    let key = |number: u32| format!("key{number:08}").into_bytes();
+    for first in [0, 700, 2500] {
+        let (mut index, mut model) = (Index::default(), Model::new());
+        for number in 0..3000 {
+            index.insert(&key(number), at(1));
+            model.insert(key(number), at(1));
+        }
+        for number in (first..first + 500).rev() {
+            assert!(index.remove(&key(number)).is_some());
+            model.remove(&key(number));
+            index.check();
+        }
+        assert_same(&index, &model);
+        assert!(
+            (0..3000).all(|number| index.get(&key(number)).is_some() == model.contains_key(&key(number)))
+        );
+    }
+}
+
 #[test]
 fn keys_come_in_order_within_the_bounds() {
     let mut index = Index::default();
