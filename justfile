@@ -60,6 +60,10 @@ runtimes *ARGS:
 config:
     @cargo run --quiet --bin terrane -- config --example
 
+# The index beside other ordered maps: bytes a key, ns an operation (docs/decisions/0009)
+index *ARGS:
+    cargo bench -p terrane-engine --bench index -- {{ ARGS }}
+
 # An ordinary drive's write amplification, by a model of its translation layer (docs/benchmarks.md)
 ftl *ARGS:
     cargo bench -p terrane-ocssd --bench ftl -- {{ ARGS }}

@@ -15,6 +15,7 @@ use crate::cache::PayloadCache;
 use crate::entry::{Entry, GroupId};
 use crate::error::StoreError;
 use crate::group::{Group, StatePending};
+use crate::index;
 use crate::log::Log;
 use crate::options::Options;
 use crate::record;
@@ -77,6 +78,8 @@ pub(crate) struct Core {
     pub(crate) slots: BTreeMap<GroupId, u32>,
     pub(crate) groups: Vec<Group>,
     pub(crate) log: Log,
+    /// Of all groups: memory of the index, and what puts that are not applied may add to it, in bytes.
+    index_demand: u64,
     pub(crate) cache: PayloadCache,
     pub(crate) pending: VecDeque<PendingEntry>,
     /// Upper bound of what the pending entries cost on the medium, and the largest of them.
@@ -117,6 +120,7 @@ impl Core {
             slots: BTreeMap::new(),
             groups: Vec::new(),
             log,
+            index_demand: 0,
             cache: PayloadCache::new(options.cache_bytes),
             pending: VecDeque::new(),
             pending_cost: 0,
@@ -141,6 +145,7 @@ impl Core {
     pub(crate) fn add_group(&mut self, group: Group) -> u32 {
         let slot = self.groups.len() as u32;
         self.slots.insert(group.id, slot);
+        self.index_demand += group.index_demand();
         self.groups.push(group);
         slot
     }
@@ -151,6 +156,34 @@ impl Core {
 
     pub(crate) fn group(&self, group: GroupId) -> Option<&Group> {
         self.slot(group).map(|slot| &self.groups[slot as usize])
+    }
+
+    /// Changes what a group's index takes or may come to take.
+    pub(crate) fn change_index<R>(&mut self, slot: u32, change: impl FnOnce(&mut Group) -> R) -> R {
+        let group = &mut self.groups[slot as usize];
+        self.index_demand -= group.index_demand();
+        let out = change(group);
+        self.index_demand += group.index_demand();
+        out
+    }
+
+    /// Whether puts of these keys leave the indexes within `limit` bytes of memory. A key that the group has already
+    /// may always be put.
+    pub(crate) fn index_takes<'a>(
+        &self,
+        slot: u32,
+        keys: impl IntoIterator<Item = &'a [u8]>,
+        limit: u64,
+    ) -> bool {
+        let mut bytes = self.index_demand;
+        keys.into_iter().all(|key| {
+            let more = bytes + index::key_bytes_max(key);
+            if more > limit {
+                return self.groups[slot as usize].index.get(key).is_some();
+            }
+            bytes = more;
+            true
+        })
     }
 
     pub(crate) fn check_accepts(&self) -> Result<(), StoreError> {
@@ -212,9 +245,8 @@ impl Core {
     /// Appends one checked entry to its group, in memory and for the flusher. True if the lineage changed.
     pub(crate) fn push_entry(&mut self, slot: u32, entry: Entry) -> bool {
         let lsn = self.issue();
-        let group = &mut self.groups[slot as usize];
-        let (bytes, new_term) = group.push(&entry);
-        let index = group.last_index;
+        let (bytes, new_term) = self.change_index(slot, |group| group.push(&entry));
+        let index = self.groups[slot as usize].last_index;
         self.note_tail(slot, index, bytes);
         let cost = self.log.record_cost((record::HEADER_BYTES + entry.payload.len()) as u32);
         self.pending_cost += cost;
@@ -258,7 +290,9 @@ impl Core {
     pub(crate) fn apply(&mut self, slot: u32, index: u64, commit_mark_bytes: u64) {
         let cache = &mut self.cache;
         let group = &mut self.groups[slot as usize];
+        self.index_demand -= group.index_demand();
         group.apply(index, |version| cache.remove((slot, version)));
+        self.index_demand += group.index_demand();
         let mark = group.unmarked_bytes >= commit_mark_bytes;
         self.evict_expired(slot);
         if mark {

@@ -50,6 +50,12 @@ pub enum AppendError {
     /// The slice has no room for entries.
     #[error("the slice is full")]
     Full,
+    /// The index has no memory for more keys. Keys that it holds may be written and deleted.
+    #[error("the index has no room for new keys in its limit of {limit} bytes")]
+    IndexFull {
+        /// Bytes allowed: [`Options::index_bytes_max`](crate::Options::index_bytes_max).
+        limit: u64,
+    },
     /// A payload exceeds the limit.
     #[error("a payload of {bytes} bytes exceeds the limit of {limit}")]
     TooLarge {

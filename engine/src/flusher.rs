@@ -200,8 +200,8 @@ impl Core {
         }
         for record in flush.records {
             if record.header.kind == RecordKind::Entry {
-                let group = &mut self.groups[record.slot as usize];
-                group.placed(record.header.index, record.header.term, record.place);
+                let RecordHeader { index, term, .. } = record.header;
+                self.change_index(record.slot, |group| group.placed(index, term, record.place));
                 self.evict_expired(record.slot);
             }
         }

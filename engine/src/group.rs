@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
-use crate::index::{Index, Located, Place};
+use crate::index::{self, Index, Located, Place};
 use crate::lineage::{self, TermRun};
 use crate::op::{self, Op};
 use crate::state_record::{self, StateRecord};
@@ -37,6 +37,19 @@ impl TailEntry {
     fn bytes(&self) -> u64 {
         self.payload.len() as u64 + size_of::<Self>() as u64
     }
+}
+
+/// Memory that the puts of an entry may add to the index, in bytes.
+pub(crate) fn index_bytes_max(kind: u8, payload: &[u8]) -> u64 {
+    if kind == ENTRY_OPS { put_keys(payload).map(index::key_bytes_max).sum() } else { 0 }
+}
+
+/// Keys that the ops of a payload put.
+pub(crate) fn put_keys(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    op::decode(payload).flatten().filter_map(|op| match op {
+        Op::Put { key, .. } => Some(key),
+        Op::Delete { .. } => None,
+    })
 }
 
 #[derive(Debug)]
@@ -60,6 +73,8 @@ pub(crate) struct Group {
     /// Entries up to here should leave the tail as soon as they may.
     tail_expired: u64,
     pub(crate) index: Index,
+    /// Memory that the puts which are not applied may add to the index, in bytes.
+    promised_bytes: u64,
     /// Whether the state awaits a flush, and how it is asked for.
     pub(crate) state_pending: StatePending,
     /// Counts changes of the state; those up to `state_durable` are durable.
@@ -108,6 +123,7 @@ impl Group {
             tail_first: 1,
             tail_expired: 0,
             index: Index::default(),
+            promised_bytes: 0,
             state_pending: StatePending::No,
             state_issued: 0,
             state_durable: 0,
@@ -165,7 +181,11 @@ impl Group {
     pub(crate) fn truncate_from(&mut self, first: u64) -> (u64, bool) {
         assert!(first > self.applied, "{}: index {first} is applied and cannot be truncated", self.id);
         let kept = (first - self.tail_first) as usize;
-        let bytes = self.tail.drain(kept..).map(|entry| entry.bytes()).sum();
+        let mut bytes = 0;
+        for entry in self.tail.drain(kept..) {
+            bytes += entry.bytes();
+            self.promised_bytes -= index_bytes_max(entry.kind, &entry.payload);
+        }
         self.places.truncate((first - self.first_index) as usize);
         self.last_index = first - 1;
         (bytes, lineage::truncate_from(&mut self.runs, first))
@@ -186,6 +206,7 @@ impl Group {
         debug_assert_eq!(lineage::term_at(&self.runs, self.last_index), Some(entry.term));
         let tail_entry = TailEntry { kind: entry.kind, live: 0, payload: entry.payload.clone() };
         let bytes = tail_entry.bytes();
+        self.promised_bytes += index_bytes_max(entry.kind, &entry.payload);
         self.tail.push_back(tail_entry);
         self.places.push_back(place);
         bytes
@@ -208,6 +229,7 @@ impl Group {
                 let old = match op.expect("ops are checked when they are appended") {
                     Op::Put { key, .. } => {
                         self.tail[at].live += 1;
+                        self.promised_bytes -= index::key_bytes_max(key);
                         self.index.insert(key, Located { version, place })
                     }
                     Op::Delete { key } => self.index.remove(key),
@@ -258,6 +280,11 @@ impl Group {
         self.tail_first += 1;
         let bytes = entry.bytes();
         Some(Evicted { index, bytes, live_payload: (entry.live > 0).then_some(entry.payload) })
+    }
+
+    /// Memory of the index, and what the puts that are not applied may add, in bytes.
+    pub(crate) fn index_demand(&self) -> u64 {
+        self.index.memory_bytes() + self.promised_bytes
     }
 
     /// What the next state record says of commit: all that is applied is committed.

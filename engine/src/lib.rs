@@ -67,7 +67,7 @@ mod frame;
 #[cfg(test)]
 mod golden;
 mod group;
-mod index;
+pub mod index;
 mod lineage;
 mod log;
 pub mod op;

@@ -9,6 +9,10 @@ pub struct Options {
     /// Bytes of recent payloads kept for followers and young reads. Default 32 MiB, at least 64 KiB. What is not yet
     /// durable and applied stays beyond this limit. More spares slow followers (and this shard) reads from flash.
     pub tail_bytes: u64,
+    /// Bytes of memory that the index of all groups may take. Default 1 GiB, at least 1 MiB. Beyond it new keys are refused,
+    /// and leaders stop a sixteenth earlier; what is committed is applied in any case, and a store whose limit was lowered
+    /// opens with what it holds. A key takes about 15 bytes beside its own.
+    pub index_bytes_max: u64,
     /// Bytes of entries one flush takes, at most (one entry may exceed it). Default 1 MiB, 4 KiB to 64 MiB: about
     /// what a device writes in 2 ms. More gives throughput to large values and makes votes wait longer.
     pub flush_bytes_max: u32,
@@ -33,6 +37,7 @@ impl Default for Options {
         Self {
             cache_bytes: 32 << 20,
             tail_bytes: 32 << 20,
+            index_bytes_max: 1 << 30,
             flush_bytes_max: 1 << 20,
             record_bytes_max: (4 << 20) + (128 << 10),
             append_reserve_chunks: 2,
@@ -61,6 +66,8 @@ impl Options {
             if sound { Ok(()) } else { Err(OptionsError { option, value, limit }) }
         };
         check(self.tail_bytes >= 64 << 10, "tail_bytes", self.tail_bytes, "it must be at least 64 KiB")?;
+        let index = self.index_bytes_max;
+        check(index >= 1 << 20, "index_bytes_max", index, "it must be at least 1 MiB")?;
         let flush = self.flush_bytes_max;
         let flush_sound = (4 << 10..=64 << 20).contains(&flush);
         check(flush_sound, "flush_bytes_max", flush.into(), "it must be 4 KiB to 64 MiB")?;
@@ -86,6 +93,7 @@ mod tests {
         sound.validate().unwrap();
         let broken = [
             ("tail_bytes", Options { tail_bytes: 1, ..sound.clone() }),
+            ("index_bytes_max", Options { index_bytes_max: 1, ..sound.clone() }),
             ("flush_bytes_max", Options { flush_bytes_max: 1, ..sound.clone() }),
             ("record_bytes_max", Options { record_bytes_max: 1, ..sound.clone() }),
             ("append_reserve_chunks", Options { append_reserve_chunks: 0, ..sound.clone() }),

@@ -192,7 +192,8 @@ impl<M: Media> Store<M> {
         let mut more = false;
         // No more keys than the rows below may take; a payload that is not on the medium yet counts by its key alone.
         let mut bytes_least = 0;
-        for (key, located) in core.groups[slot as usize].index.range(start, end) {
+        let mut range = core.groups[slot as usize].index.range(start, end);
+        while let Some((key, located)) = range.next_key() {
             if found.len() == count_max || (bytes_least >= bytes_max && !found.is_empty()) {
                 more = true;
                 break;

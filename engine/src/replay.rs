@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
 use crate::group::Group;
-use crate::index::{Index, Located, Place};
+use crate::index::{IndexMerge, Located, Place};
 use crate::lineage;
 use crate::op::{self, Op};
 use crate::record::{Record, RecordKind};
@@ -34,7 +34,7 @@ struct ReplayedGroup {
     /// Of the newest state record; 0 before the first.
     incarnation: u32,
     newest: Option<NewestState>,
-    index: Index,
+    keys: IndexMerge,
     /// Places of the applied entries.
     places: VecDeque<Place>,
     /// Entries above the applied ones, by index, in the order they were written.
@@ -100,7 +100,7 @@ impl ReplayedGroup {
         if incarnation > self.incarnation {
             // Another life: nothing of the old one counts.
             self.incarnation = incarnation;
-            self.index = Index::default();
+            self.keys = IndexMerge::default();
             self.places.clear();
         }
         let (term, commit) = (record.header.term, record.header.index);
@@ -143,9 +143,7 @@ impl ReplayedGroup {
         let index = record.header.index;
         self.places[(index - 1) as usize] = place;
         if record.header.entry_kind == ENTRY_OPS {
-            for op in op::decode(record.payload).flatten() {
-                self.index.repoint(op.key(), index, place);
-            }
+            self.apply(index, record.payload, place);
         }
     }
 
@@ -168,18 +166,19 @@ impl ReplayedGroup {
             let index = self.applied() + 1;
             let Some(entry) = self.take_entry(index) else { return };
             self.places.push_back(entry.place);
-            if entry.kind != ENTRY_OPS {
-                continue;
+            if entry.kind == ENTRY_OPS {
+                self.apply(index, &entry.payload, entry.place);
             }
-            for op in op::decode(&entry.payload).flatten() {
-                match op {
-                    Op::Put { key, .. } => {
-                        self.index.insert(key, Located { version: index, place: entry.place });
-                    }
-                    Op::Delete { key } => {
-                        self.index.remove(key);
-                    }
-                }
+        }
+    }
+
+    /// What the ops of the entry at `index` say, which stands at `place`. Later ops win over earlier ones of the same entry,
+    /// and so does what is said again of an entry that was moved.
+    fn apply(&mut self, index: u64, payload: &[u8], place: Place) {
+        for op in op::decode(payload).flatten() {
+            match op {
+                Op::Put { key, .. } => self.keys.put(key, Located { version: index, place }),
+                Op::Delete { key } => self.keys.delete(key, index),
             }
         }
     }
@@ -198,7 +197,7 @@ impl ReplayedGroup {
         let hard_state =
             HardState { term: newest.term, vote: newest.record.vote, commit: newest.commit.min(last_index) };
         let mut group =
-            Group::restored(id, self.incarnation, newest.record, hard_state, self.index, self.places);
+            Group::restored(id, self.incarnation, newest.record, hard_state, self.keys.finish(), self.places);
         group.lineage_unrecorded = lineage_cut;
         Some(Replayed { group, waiting, state_epoch: newest.epoch })
     }
@@ -207,8 +206,10 @@ impl ReplayedGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::KeyCursor;
     use crate::lineage::TermRun;
     use crate::record::RecordHeader;
+    use std::ops::Bound;
 
     const GROUP: GroupId = GroupId(1);
 
@@ -247,10 +248,14 @@ mod tests {
         /// The one group: incarnation, last index, applied keys with their versions.
         fn finish(self) -> (u32, u64, Vec<(String, u64)>) {
             let [replayed] = &self.replay.finish()[..] else { panic!("one group") };
-            let keys = replayed.group.index.range(std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
-            let keys = keys.map(|(key, located)| (String::from_utf8(key.to_vec()).unwrap(), located.version));
+            let mut keys = Vec::new();
+            KeyCursor::new(Bound::Unbounded, Bound::Unbounded).visit(
+                &replayed.group.index,
+                usize::MAX,
+                |key, located| keys.push((String::from_utf8(key.to_vec()).unwrap(), located.version)),
+            );
             let last = replayed.group.last_index + replayed.waiting.len() as u64;
-            (replayed.group.incarnation, last, keys.collect())
+            (replayed.group.incarnation, last, keys)
         }
     }
 

@@ -16,7 +16,7 @@ use crate::anchor::{self, Anchor, Found};
 use crate::core::{Core, Counters};
 use crate::entry::{ENTRY_MEMBERSHIP, ENTRY_NOOP, ENTRY_OPS, Entry, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::{AppendError, ApplyError, FormatError, Malformed, OpenError, StoreError};
-use crate::group::{Group, StatePending};
+use crate::group::{self, Group, StatePending};
 use crate::op;
 use crate::options::Options;
 use crate::recovery::{self, Recovery};
@@ -182,12 +182,17 @@ impl<M: Media> Store<M> {
         if core.chunks_left(cost, largest) < i64::from(reserve) {
             return Err(AppendError::Full);
         }
+        let limit = self.shared.options.index_bytes_max;
+        let ops = entries.iter().filter(|entry| entry.kind == ENTRY_OPS);
+        if !core.index_takes(slot, ops.flat_map(|entry| group::put_keys(&entry.payload)), limit) {
+            return Err(AppendError::IndexFull { limit });
+        }
         core.counters.user_bytes += check.user_bytes;
         let at = &mut core.groups[slot as usize];
         assert!(first > at.applied, "{group}: index {first} is applied and cannot be written again");
         let mut lineage_changed = std::mem::take(&mut at.lineage_unrecorded);
         if first <= at.last_index {
-            let (bytes, changed) = at.truncate_from(first);
+            let (bytes, changed) = core.change_index(slot, |at| at.truncate_from(first));
             lineage_changed |= changed;
             core.forget_tail(bytes);
         }
@@ -364,6 +369,23 @@ impl<M: Media> Store<M> {
             && core.chunks_left(0, 0) >= i64::from(self.shared.options.propose_reserve_chunks)
     }
 
+    /// Whether a leader should take a put of this key: it has room for proposals, and its index for the key, or holds it
+    /// already. It turns false before followers refuse to append.
+    pub fn accepts_put(&self, group: GroupId, key: &[u8]) -> bool {
+        let limit = self.shared.options.index_bytes_max;
+        let core = self.shared.core.borrow();
+        let index_takes = |slot| core.index_takes(slot, [key], limit - limit / PROPOSE_INDEX_RESERVE);
+        core.slot(group).is_some_and(index_takes) && self.accepts_proposals()
+    }
+
+    /// Whether [`Store::append`] has room in the index for these payloads of ops. A follower asks before it believes
+    /// in entries that it would then be unable to store.
+    pub fn index_accepts<'a>(&self, group: GroupId, payloads: impl IntoIterator<Item = &'a [u8]>) -> bool {
+        let core = self.shared.core.borrow();
+        let keys = payloads.into_iter().flat_map(group::put_keys);
+        core.slot(group).is_some_and(|slot| core.index_takes(slot, keys, self.shared.options.index_bytes_max))
+    }
+
     /// Whether a leader should take deletions. They free space one day, so they go on a little longer than puts.
     pub fn accepts_deletes(&self) -> bool {
         let core = self.shared.core.borrow();
@@ -404,6 +426,9 @@ impl<M: Media> Store<M> {
         self.shared.core.borrow().counters(self.shared.media.counters())
     }
 }
+
+/// The part of the index's memory that leaders leave to what is under way.
+const PROPOSE_INDEX_RESERVE: u64 = 16;
 
 /// What [`Store::accepts_append`] sets aside for a state record; a lineage of some thousand terms.
 const STATE_BYTES_ALLOWED: u32 = 64 << 10;

@@ -486,3 +486,75 @@ fn commit_marks_never_overcommit_the_slice() {
     // Marks only spare work after a restart; the last chunks are for votes.
     assert!(node.store.free_bytes() >= 2 * 15_000, "the reserve is left: {}", node.store.free_bytes());
 }
+
+/// Without the budget (nothing is asked before an entry is appended): the index grows until the process is killed.
+#[test]
+fn a_full_index_refuses_new_keys_and_takes_updates_and_deletes() {
+    let limit = 2 << 20;
+    let media = SimMedia::new(geometry(500), SimOptions::default());
+    Node::format(&media);
+    let mut node = Node::try_open(&media, Options { index_bytes_max: limit, ..options() }).unwrap();
+    let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
+    node.wait(created);
+    let key = |number: u64| format!("{:08x}-a-key-of-some-length", number.wrapping_mul(0x9e37_79b1) as u32);
+    let batch = |from: u64| {
+        let mut ops = op::OpsBuilder::new();
+        (from..from + 100).for_each(|number| {
+            ops.put(key(number).as_bytes(), b"v", None);
+        });
+        Entry { term: 1, kind: ENTRY_OPS, payload: ops.finish() }
+    };
+    // Appended, but applied one behind: what is under way counts, too.
+    let (mut keys, mut leaders_stopped_at) = (0, None);
+    loop {
+        if !node.store.accepts_put(GROUP, key(keys).as_bytes()) {
+            leaders_stopped_at.get_or_insert(keys);
+        }
+        let index = node.store.last_index(GROUP) + 1;
+        let accepts = node.store.index_accepts(GROUP, [&batch(keys).payload[..]]);
+        match node.store.append(GROUP, index, vec![batch(keys)]) {
+            Ok(durable) => node.wait(durable),
+            Err(AppendError::IndexFull { limit: named }) => {
+                assert_eq!((named, accepts), (limit, false));
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        assert!(accepts, "a follower that asks is not refused afterwards");
+        node.store.apply(GROUP, index - 1).unwrap();
+        keys += 100;
+    }
+    let leaders_stopped_at = leaders_stopped_at.expect("leaders stop before followers refuse");
+    assert!(leaders_stopped_at < keys);
+    node.store.apply(GROUP, node.store.last_index(GROUP)).unwrap();
+    let counters = node.store.counters();
+    assert_eq!(counters.keys, keys);
+    assert!(counters.index_bytes <= limit, "{}", counters.index_bytes);
+    assert!(counters.index_bytes > limit * 8 / 10, "{} of {limit} bytes are used", counters.index_bytes);
+
+    // With a lower limit it opens all the same, and takes what asks for no more.
+    drop(node);
+    media.power_on();
+    let mut node = Node::try_open(&media, Options { index_bytes_max: limit / 2, ..options() }).unwrap();
+    let mut change = |entry| {
+        let index = node.store.last_index(GROUP) + 1;
+        let durable = node.store.append(GROUP, index, vec![entry])?;
+        node.wait(durable);
+        node.store.apply(GROUP, index).unwrap();
+        Ok::<_, AppendError>(node.store.counters())
+    };
+    assert!(matches!(change(put(1, "new", b"")), Err(AppendError::IndexFull { .. })));
+    assert_eq!(change(batch(0)).unwrap().keys, keys, "keys that are there may be written");
+    let mut left = keys;
+    while let Err(error) = change(put(1, "new", b"")) {
+        assert!(matches!(error, AppendError::IndexFull { .. }));
+        let mut ops = op::OpsBuilder::new();
+        (left - 100..left).for_each(|number| {
+            ops.delete(key(number).as_bytes());
+        });
+        left -= 100;
+        let counters = change(Entry { term: 1, kind: ENTRY_OPS, payload: ops.finish() }).unwrap();
+        assert_eq!(counters.keys, left, "keys may be deleted");
+    }
+    assert!(left > keys / 3, "{left} of {keys} keys fit in half of the limit");
+}

@@ -88,6 +88,11 @@ pub struct Config {
     #[serde(default = "defaults::tail_bytes", with = "byte_size::as_bytes")]
     pub tail_bytes: u64,
 
+    /// Memory of the index **per shard**. Default 1 GiB, 64 MiB to 1 TiB. A key takes about 15 bytes beside its own.
+    /// When it is used up, puts of new keys are answered `Full`; updates and deletes go on.
+    #[serde(default = "defaults::index_bytes_max", with = "byte_size::as_bytes")]
+    pub index_bytes_max: u64,
+
     /// Silence after which a follower campaigns, in milliseconds; each draws from once to twice this.
     /// Default 1000, 50 to 60000. Same on every node: leases rest on it. Shorter finds a dead leader
     /// sooner, and takes a slow one for dead more often. A restarted node grants no vote for this long.
@@ -214,6 +219,9 @@ mod defaults {
     pub(super) fn tail_bytes() -> u64 {
         32 << 20
     }
+    pub(super) fn index_bytes_max() -> u64 {
+        1 << 30
+    }
     pub(super) fn election_timeout_ms() -> u64 {
         1000
     }
@@ -320,6 +328,7 @@ impl Config {
             value_bytes_max: defaults::value_bytes_max(),
             cache_bytes: defaults::cache_bytes(),
             tail_bytes: defaults::tail_bytes(),
+            index_bytes_max: defaults::index_bytes_max(),
             election_timeout_ms: defaults::election_timeout_ms(),
             heartbeat_ms: defaults::heartbeat_ms(),
             clock_drift_ppm: defaults::clock_drift_ppm(),
@@ -473,6 +482,8 @@ impl Config {
         size_within("value_bytes_max", self.value_bytes_max, 1, VALUE_BYTES_MAX)?;
         size_within("cache_bytes", self.cache_bytes, 0, TIB)?;
         size_within("tail_bytes", self.tail_bytes, 1 << 20, TIB)?;
+        // Leaders stop a sixteenth before the limit. That holds what a pass may stage: 1 MiB of payloads, be they all keys.
+        size_within("index_bytes_max", self.index_bytes_max, 64 << 20, TIB)?;
         let largest_request = self.value_bytes_max + VALUE_OVERHEAD_BYTES;
         if self.connection_inflight_bytes_max < largest_request {
             return Err(invalid(

@@ -298,6 +298,7 @@ impl Launch {
             record_bytes_max: (config.value_bytes_max + KEY_BYTES_MAX) as u32 + PAYLOAD_OVERHEAD_BYTES,
             cache_bytes: config.cache_bytes,
             tail_bytes: config.tail_bytes,
+            index_bytes_max: config.index_bytes_max,
             ..terrane_engine::Options::default()
         };
         let (store, recovery) = Store::open(media, slice_id(&superblock, shard), options).await?;

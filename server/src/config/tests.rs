@@ -102,6 +102,7 @@ fn each_limit_is_checked_and_says_what_to_write() {
         ("value_bytes_max", "32 MiB", |c| c.value_bytes_max = (32 << 20) + 1),
         ("cache_bytes", "1 TiB", |c| c.cache_bytes = u64::MAX),
         ("tail_bytes", "1 MiB", |c| c.tail_bytes = 1000),
+        ("index_bytes_max", "64 MiB", |c| c.index_bytes_max = 1 << 20),
         ("connection_inflight_bytes_max", "lower value_bytes_max", |c| {
             c.connection_inflight_bytes_max = 4 << 20
         }),

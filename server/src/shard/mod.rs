@@ -516,7 +516,7 @@ impl<W: World> Shard<W> {
         if envelope.to != PeerId::from(self.acceptance.node).0 || !self.serving() {
             return;
         }
-        if !self.can_store(&envelope.message, &payloads) {
+        if !self.can_store(GroupId(envelope.group), &envelope.message, &payloads) {
             return;
         }
         let replica = &mut replicas[place];
@@ -529,7 +529,7 @@ impl<W: World> Shard<W> {
 
     /// Whether entries of a peer could be stored. A message whose entries cannot is not stepped, so not
     /// acknowledged: the leader tries again, and others may form the quorum.
-    fn can_store(&self, message: &Message, payloads: &[Bytes]) -> bool {
+    fn can_store(&self, group: GroupId, message: &Message, payloads: &[Bytes]) -> bool {
         let Some((_, metas)) = message.entries_range() else { return true };
         let ops = || metas.iter().zip(payloads).filter(|(meta, _)| meta.kind == EntryKind::Ops);
         if ops().next().is_none() {
@@ -545,7 +545,7 @@ impl<W: World> Shard<W> {
         if !sound {
             tracing::error!("ignored entries of a peer that this node could not store or read");
         }
-        sound
+        sound && self.store.index_accepts(group, ops().map(|(_, payload)| &payload[..]))
     }
 
     fn drain(self: &Rc<Self>, replica: &mut Replica, place: usize) {

@@ -127,7 +127,7 @@ impl Replica {
             }
         }
         let room = match effect {
-            Effect::Put { .. } => shard.store.accepts_proposals(),
+            Effect::Put { .. } => shard.store.accepts_put(self.group, &key),
             Effect::Delete => shard.store.accepts_deletes(),
         };
         if !room {

@@ -12,9 +12,10 @@ use terrane_ocssd::{Device, DeviceKind};
 use crate::target::setup::Setup;
 
 /// What can be set with `--set`.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "cache_bytes",
     "tail_bytes",
+    "index_bytes_max",
     "flush_bytes_max",
     "record_bytes_max",
     "append_reserve_chunks",
@@ -73,6 +74,7 @@ impl Config {
         let options = Options {
             cache_bytes,
             tail_bytes,
+            index_bytes_max: set.size("index_bytes_max", usual.index_bytes_max)?,
             flush_bytes_max: u32_size("flush_bytes_max", flush_bytes_max)?,
             record_bytes_max: u32_size("record_bytes_max", record_bytes_max)?,
             append_reserve_chunks,
@@ -133,6 +135,7 @@ impl Config {
             ("sector_bytes", found.sector_bytes.to_string()),
             ("cache_bytes", format!("{} a shard", options.cache_bytes)),
             ("tail_bytes", format!("{} a shard", options.tail_bytes)),
+            ("index_bytes_max", format!("{} a shard", options.index_bytes_max)),
             ("flush_bytes_max", options.flush_bytes_max.to_string()),
             ("record_bytes_max", options.record_bytes_max.to_string()),
             ("append_reserve_chunks", options.append_reserve_chunks.to_string()),

@@ -452,7 +452,9 @@ impl From<terrane_engine::Value> for Found {
 
 fn refused(error: AppendError) -> Failure {
     let kind = match &error {
-        AppendError::Full | AppendError::Store(StoreError::Full) => FailureKind::Full,
+        AppendError::Full | AppendError::IndexFull { .. } | AppendError::Store(StoreError::Full) => {
+            FailureKind::Full
+        }
         AppendError::TooLarge { .. } => FailureKind::TooLarge,
         _ => FailureKind::Refused,
     };
