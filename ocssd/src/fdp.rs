@@ -53,7 +53,6 @@ use crate::nvme::status::Fault;
 /// their use; a configuration takes some hundred bytes.
 const LOG_BYTES_MAX: u32 = 1 << 20;
 
-
 /// A run of reclaim units, and the handles with which they are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FdpSlice {
