@@ -26,7 +26,7 @@ use super::heat::Heat;
 use super::victim::{SegmentStats, rent_score};
 
 /// Classes of the store.
-pub const CLASSES: u8 = 8;
+pub const CLASSES: u8 = 12;
 /// Longest over shortest interval of a class of the store.
 pub const RATIO: f64 = 2.0;
 
@@ -138,8 +138,8 @@ impl Classes {
     }
 }
 
-/// What the number of streams for user writes is worth: streams, and bytes written for each byte of users with that many
-/// (`benches/policy`, Zipf 0.99 at a space amplification of 1.6).
+/// What the number of streams for user writes is worth: streams, and bytes written for each byte of users with that many.
+/// An estimate; `benches/policy --all` measures it (users apart, in n streams).
 const STREAMS_WORTH: [(u8, f64); 4] = [(1, 1.40), (2, 1.30), (4, 1.25), (8, 1.23)];
 
 /// How many streams user writes should be spread over: each stream that a flush writes to costs it a frame

@@ -430,7 +430,7 @@ mod tests {
             segments.sort_by_key(|segment| segment.segment);
             segments.dedup_by_key(|segment| segment.segment);
             let ask = Ask { now: LogTime(10_000), score, victims, live_share_max, room_bytes, must_move: &must_move };
-            let credit = |segment: &SegmentStats| if segment.segment.0 % 2 == 0 { credit } else { -credit };
+            let credit = |segment: &SegmentStats| if segment.segment.0.is_multiple_of(2) { credit } else { -credit };
             let mut chosen = Vec::new();
             choose(segments.iter(), &ask, credit, &mut chosen);
             prop_assert!(chosen.len() <= victims);
