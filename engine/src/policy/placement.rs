@@ -138,9 +138,10 @@ impl Classes {
     }
 }
 
-/// What the number of streams for user writes is worth: streams, and bytes written for each byte of users with that many.
-/// An estimate; `benches/policy --all` measures it (users apart, in n streams).
-const STREAMS_WORTH: [(u8, f64); 4] = [(1, 1.40), (2, 1.30), (4, 1.25), (8, 1.23)];
+/// What the number of streams for user writes is worth: streams, and bytes written for each byte of users with that many
+/// (`docs/decisions/0008-cleaning.md`: Zipf 0.99 at a space amplification of 1.6). As many as there are classes are those of
+/// the relocated records; fewer are streams of their own.
+const STREAMS_WORTH: [(u8, f64); 4] = [(1, 1.59), (2, 1.37), (4, 1.27), (CLASSES, 1.22)];
 
 /// How many streams user writes should be spread over: each stream that a flush writes to costs it a frame
 /// (`frame_overhead_bytes`: header, checksum and, on average, half a write unit of padding), which must not eat what
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn fewer_streams_when_little_is_in_flight() {
-        let cases = [(4 * KIB, 1), (32 * KIB, 2), (128 * KIB, 2), (256 * KIB, 4), (4096 * KIB, 8)];
+        let cases = [(4 * KIB, 1), (16 * KIB, 2), (64 * KIB, 4), (256 * KIB, 4), (512 * KIB, CLASSES)];
         for (flush_bytes, streams) in cases {
             assert_eq!(user_streams(flush_bytes, 2 * KIB + 64, 16), streams, "{flush_bytes} bytes a flush");
         }
