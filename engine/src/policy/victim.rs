@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn equal_scores_go_to_less_copying_then_to_the_lower_chunk() {
         let mut victims = Vec::new();
-        let segments = [segment(3, 50, 1, 0), segment(2, 20, 1, 0), segment(1, 20, 1, 0)];
+        let segments = [segment(1, 20, 1, 0), segment(3, 50, 1, 0), segment(2, 20, 1, 0)];
         choose(segments.iter(), &ask(Score::Rent), |_| 0.5, &mut victims);
         assert_eq!(victims[0].segment, ChunkId(1), "all count as empty");
     }
@@ -379,6 +379,14 @@ mod tests {
             let due = rent_score(&segment(0, 0, (1.0 / rate) as u64, 0), dead, LogTime(0));
             assert!((due / price - 1.0).abs() < 0.01, "rate {rate}, price {price}: due at {due}");
         }
+    }
+
+    #[test]
+    fn what_survives_is_taken_for_colder() {
+        let survivor = segment(0, 0, 1_000, 0);
+        let doubled = LogTime((1_000.0 * SURVIVAL_SHAPE) as u64);
+        let (young, old) = (rent_score(&survivor, 0.5, LogTime(0)), rent_score(&survivor, 0.5, doubled));
+        assert!((old / young - 2.0).abs() < 1e-9, "{young}, then {old}");
     }
 
     #[test]
