@@ -26,6 +26,11 @@ const _: () = assert!(COUNT_BITS + MANTISSA_BITS + 6 == u16::BITS);
 pub const MEMORY: u32 = 4;
 const _: () = assert!(MEMORY <= COUNT_MASK as u32);
 
+/// An interval shorter than the mean by this factor is taken for a change.
+const SOONER: u64 = 8;
+/// A version that outlived the mean by this factor is taken for a change.
+const LATER: u64 = 4;
+
 /// What the index remembers of a key's past writes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Heat(u16);
@@ -71,8 +76,10 @@ impl Heat {
     /// The same with another memory than [`MEMORY`], 1 to 7: for measuring what the best one is.
     #[must_use]
     pub fn overwritten_with_memory(self, interval_bytes: u64, memory: u32) -> Self {
-        let before = self.intervals().min(memory - 1);
-        let mean = u128::from(self.mean_bytes().unwrap_or(0));
+        let mean = self.mean_bytes().unwrap_or(0);
+        let known = if interval_bytes < mean / SOONER { 1 } else { self.intervals() };
+        let before = known.min(self.intervals()).min(memory - 1);
+        let mean = u128::from(mean);
         let mean = (mean * u128::from(before) + u128::from(interval_bytes)) / u128::from(before + 1);
         Self::encode(u64::try_from(mean).expect("a mean of u64 is one"), before + 1)
     }
@@ -80,7 +87,8 @@ impl Heat {
     /// The interval to expect of a key whose live version was written `age_bytes` ago; `None` if it was written once.
     pub fn expected_bytes(self, age_bytes: u64) -> Option<u64> {
         let mean = self.mean_bytes()?;
-        Some(mean.saturating_add(age_bytes / u64::from(self.intervals())))
+        let intervals = if age_bytes / LATER > mean { 1 } else { self.intervals() };
+        Some(mean.saturating_add(age_bytes / u64::from(intervals)))
     }
 
     fn encode(mean: u64, intervals: u32) -> Self {
@@ -119,6 +127,7 @@ mod tests {
         }
         let last = heat.overwritten_with_memory(4096, 1);
         assert_eq!((last.mean_bytes(), last.intervals()), (Some(4096), 1), "no memory: the last one");
+        assert_eq!(heat.overwritten_with_memory(1, 1).mean_bytes(), Some(1), "however short");
     }
 
     #[test]
@@ -128,6 +137,16 @@ mod tests {
         assert_eq!(once.expected_bytes(0), Some(1024));
         assert_eq!(once.expected_bytes(4096), Some(5120));
         assert_eq!(often.expected_bytes(4096), Some(2048));
+    }
+
+    #[test]
+    fn a_change_of_habit_is_soon_believed() {
+        let often = [1024; 4].iter().fold(Heat::NEW, |heat, interval| heat.overwritten(*interval));
+        assert_eq!(often.overwritten(128).mean_bytes(), Some(800), "short, but it happens");
+        let hotter = often.overwritten(126);
+        assert_eq!((hotter.mean_bytes(), hotter.intervals()), (Some(572), 2));
+        assert_eq!(often.expected_bytes(4096), Some(2048), "long, but it happens");
+        assert_eq!(often.expected_bytes(4100), Some(5124));
     }
 
     #[test]
