@@ -141,7 +141,7 @@ impl Classes {
 /// What the number of streams for user writes is worth: streams, and bytes written for each byte of users with that many
 /// (`docs/decisions/0008-cleaning.md`: Zipf 0.99 at a space amplification of 1.6). As many as there are classes are those of
 /// the relocated records; fewer are streams of their own.
-const STREAMS_WORTH: [(u8, f64); 4] = [(1, 1.59), (2, 1.37), (4, 1.27), (CLASSES, 1.22)];
+const STREAMS_WORTH: [(u8, f64); 5] = [(1, 1.56), (2, 1.35), (4, 1.26), (8, 1.23), (CLASSES, 1.21)];
 
 /// How many streams user writes should be spread over: each stream that a flush writes to costs it a frame
 /// (`frame_overhead_bytes`: header, checksum and, on average, half a write unit of padding), which must not eat what
