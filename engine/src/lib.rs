@@ -73,6 +73,7 @@ mod log;
 pub mod op;
 mod options;
 mod pipeline;
+pub mod policy;
 mod read;
 mod record;
 mod recovery;
