@@ -24,8 +24,6 @@ use crate::{Told, is_no_spare, poll};
 const RUNS: u64 = 150;
 const LIVES: u32 = 12;
 const BATCHES: u32 = 12;
-/// Whether one that needs a spare waits for those that others are judging; else it fails although there are some.
-const SPARES_ARE_WAITED_FOR: bool = false;
 /// An operation that is never reached.
 const NEVER: u64 = 1 << 40;
 
@@ -187,7 +185,7 @@ impl Run {
                 let no_spare = is_no_spare(&error);
                 assert!(no_spare || lost && matches!(error, MediaError::Io { .. }), "{step:?}: {error}");
                 let status = volume.status();
-                let scarce = self.scarce.get() || status.spares_left == 0 || !SPARES_ARE_WAITED_FOR;
+                let scarce = self.scarce.get() || status.spares_left == 0;
                 assert!(!no_spare || scarce, "{step:?}: {error}, and there always were spares: {status:?}");
                 if let Some(line) = line {
                     model.borrow_mut().lines[line as usize].stopped = true;
