@@ -229,7 +229,9 @@ impl<M: Media> Shared<M> {
     pub(super) fn pump(self: &Rc<Self>, line: u32, durable: bool) {
         let durability = if durable { Durability::Durable } else { Durability::Volatile };
         let mut state = self.state.borrow_mut();
-        if !state.may_program(line, self.geometry.max_open, &self.limits) {
+        // What becomes due on a broken line comes too late: its members are being closed one after the other.
+        let broken = state.lines[line as usize].broken.is_some();
+        if broken || !state.may_program(line, self.geometry.max_open, &self.limits) {
             return;
         }
         for (index, member) in state.lines[line as usize].members.iter_mut().enumerate() {

@@ -437,6 +437,13 @@ fn chunks_go_offline_while_the_volume_is_in_use() {
     for_seeds(RUNS, "chunks_go_offline_while_the_volume_is_in_use", |seed| run(seed, 3));
 }
 
+/// Without the guard (a broken line goes on programming): a member ends while a program of it is in flight, and the volume panics
+/// when it completes.
+#[test]
+fn a_broken_line_begins_no_program_while_it_is_closed() {
+    run(515, 3);
+}
+
 fn for_seeds(runs: u64, test: &str, run: impl Fn(u64)) {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("TERRANE_SEED") {
