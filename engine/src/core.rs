@@ -11,15 +11,17 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use terrane_ocssd::MediaCounters;
 
+use crate::anchor::AnchorLog;
 use crate::cache::PayloadCache;
 use crate::entry::{Entry, GroupId};
 use crate::error::StoreError;
 use crate::group::{Group, StatePending};
-use crate::index;
+use crate::index::{self, Place};
 use crate::log::Log;
 use crate::options::Options;
-use crate::record;
+use crate::record::{self, RecordKind};
 use crate::slice::Layout;
+use crate::stream::Stream;
 
 /// An entry that no flush has taken yet.
 #[derive(Debug)]
@@ -30,6 +32,27 @@ pub(crate) struct PendingEntry {
     pub(crate) term: u64,
     pub(crate) kind: u8,
     pub(crate) payload: Bytes,
+    /// Records that it is written as, and their bytes in total.
+    pub(crate) parts: u32,
+    pub(crate) bytes: u32,
+}
+
+/// A live record that leaves the segment it stands in.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub(crate) slot: u32,
+    pub(crate) kind: RecordKind,
+    /// Index of the entry that it came with.
+    pub(crate) version: u64,
+    /// The op.
+    pub(crate) payload: Bytes,
+    pub(crate) from: Place,
+}
+
+impl Move {
+    pub(crate) fn record_bytes(&self) -> u32 {
+        (record::HEADER_BYTES + self.payload.len()) as u32
+    }
 }
 
 /// What a store did since it was opened, and what it holds now. Bytes, unless named otherwise.
@@ -52,6 +75,10 @@ pub struct Counters {
     pub entries: u64,
     /// State records written, in number.
     pub states: u64,
+    /// Records that cleaning wrote again, with their headers.
+    pub moved_bytes: u64,
+    /// Segments that cleaning erased, in number.
+    pub cleaned_segments: u64,
     /// Reads that the cache answered, in number.
     pub cache_hits: u64,
     /// Reads that went to the medium, in number.
@@ -70,6 +97,10 @@ pub struct Counters {
     pub keys: u64,
 }
 
+/// Free chunks that nothing but cleaning may take, so that it can always go on: for what it moves, and for the states that it
+/// needs before it frees a segment.
+pub(crate) const CLEANING_RESERVE_CHUNKS: u32 = 3;
+
 pub(crate) struct Core {
     pub(crate) epoch: u32,
     pub(crate) layout: Layout,
@@ -78,6 +109,7 @@ pub(crate) struct Core {
     pub(crate) slots: BTreeMap<GroupId, u32>,
     pub(crate) groups: Vec<Group>,
     pub(crate) log: Log,
+    pub(crate) anchor: AnchorLog,
     /// Of all groups: memory of the index, and what puts that are not applied may add to it, in bytes.
     index_demand: u64,
     pub(crate) cache: PayloadCache,
@@ -85,6 +117,18 @@ pub(crate) struct Core {
     /// Upper bound of what the pending entries cost on the medium, and the largest of them.
     pub(crate) pending_cost: u64,
     pub(crate) pending_largest: u64,
+    /// Records that cleaning moves, oldest first, and their bytes.
+    pub(crate) moves: VecDeque<Move>,
+    pub(crate) move_bytes: u64,
+    /// Moves ever asked for, and those that are durable or came too late.
+    pub(crate) moves_issued: u64,
+    pub(crate) moves_done: u64,
+    /// Entries or states wait for room that cleaning makes.
+    pub(crate) starved: bool,
+    /// A flush is under way.
+    pub(crate) flushing: bool,
+    /// Cleaning needs the states that are wanted.
+    pub(crate) cleaning_needs_states: bool,
     /// Slots whose state is pending, oldest first.
     pub(crate) states_pending: Vec<u32>,
     pub(crate) issued: u64,
@@ -99,6 +143,10 @@ pub(crate) struct Core {
     pub(crate) append_reserve_chunks: u32,
     /// Damage was found on the slice, now or at an earlier start.
     pub(crate) damage_known: bool,
+    /// The clock when the store was opened.
+    pub(crate) clock_start: u64,
+    /// Frames written in this epoch.
+    pub(crate) frames: u64,
     /// Number of the last flush taken.
     pub(crate) flush: u64,
     /// Records written or taken in this epoch.
@@ -109,7 +157,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(layout: Layout, epoch: u32, log: Log, term_max: u64, options: &Options) -> Self {
+    pub(crate) fn new(
+        layout: Layout,
+        epoch: u32,
+        log: Log,
+        anchor: AnchorLog,
+        term_max: u64,
+        options: &Options,
+    ) -> Self {
         let payload_max = u64::from(options.record_bytes_max);
         let record_max =
             (payload_max + record::HEADER_BYTES as u64).min(u64::from(layout.record_bytes_limit()));
@@ -120,11 +175,19 @@ impl Core {
             slots: BTreeMap::new(),
             groups: Vec::new(),
             log,
+            anchor,
             index_demand: 0,
             cache: PayloadCache::new(options.cache_bytes),
             pending: VecDeque::new(),
             pending_cost: 0,
             pending_largest: 0,
+            moves: VecDeque::new(),
+            move_bytes: 0,
+            moves_issued: 0,
+            moves_done: 0,
+            starved: false,
+            flushing: false,
+            cleaning_needs_states: false,
             states_pending: Vec::new(),
             issued: 0,
             durable: 0,
@@ -134,6 +197,8 @@ impl Core {
             term_max,
             append_reserve_chunks: options.append_reserve_chunks,
             damage_known: false,
+            clock_start: 0,
+            frames: 0,
             flush: 0,
             records: 0,
             stopped: None,
@@ -159,10 +224,10 @@ impl Core {
     }
 
     /// Changes what a group's index takes or may come to take.
-    pub(crate) fn change_index<R>(&mut self, slot: u32, change: impl FnOnce(&mut Group) -> R) -> R {
+    pub(crate) fn change_index<R>(&mut self, slot: u32, change: impl FnOnce(&mut Group, &mut Log) -> R) -> R {
         let group = &mut self.groups[slot as usize];
         self.index_demand -= group.index_demand();
-        let out = change(group);
+        let out = change(group, &mut self.log);
         self.index_demand += group.index_demand();
         out
     }
@@ -209,7 +274,7 @@ impl Core {
     }
 
     /// Free chunks left if everything pending, states included, and records of `cost` bytes in total (the largest
-    /// being `largest`) were written; negative if they might not fit.
+    /// being `largest`) were written, and cleaning had won what it can; negative if they might not fit.
     pub(crate) fn chunks_left(&self, cost: u64, largest: u64) -> i64 {
         let (mut cost, mut largest) = (cost + self.pending_cost, largest.max(self.pending_largest));
         for slot in &self.states_pending {
@@ -220,13 +285,28 @@ impl Core {
                 largest = largest.max(state);
             }
         }
-        i64::from(self.log.free_chunks()) - self.log.chunks_needed(cost, largest) as i64
+        let needed = self.log.chunks_needed(Stream::User, cost, largest);
+        // Before a chunk is opened, the one that is open becomes something to clean.
+        let reclaimable = self.log.reclaimable_chunks((needed > 0).then_some(Stream::User));
+        i64::from(self.log.free_chunks()) + reclaimable as i64
+            - i64::from(CLEANING_RESERVE_CHUNKS)
+            - needed as i64
     }
 
     /// Free chunks left if a state of so many bytes was written after everything pending.
     pub(crate) fn chunks_left_after_state(&self, payload_bytes: u64) -> i64 {
         let cost = self.state_cost(payload_bytes);
         self.chunks_left(cost, cost)
+    }
+
+    /// Cleaning uses its reserve. It alone writes then, and all into one segment.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.log.free_chunks() < CLEANING_RESERVE_CHUNKS
+    }
+
+    /// The shard's clock: bytes that users wrote since the store was opened, beyond those of earlier starts.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock_start + self.counters.user_bytes
     }
 
     /// The group's state changed, or should be written again. Returns the number by which to wait for it.
@@ -245,15 +325,17 @@ impl Core {
     /// Appends one checked entry to its group, in memory and for the flusher. True if the lineage changed.
     pub(crate) fn push_entry(&mut self, slot: u32, entry: Entry) -> bool {
         let lsn = self.issue();
-        let (bytes, new_term) = self.change_index(slot, |group| group.push(&entry));
+        let (bytes, new_term) = self.change_index(slot, |group, _| group.push(&entry));
         let index = self.groups[slot as usize].last_index;
         self.note_tail(slot, index, bytes);
-        let cost = self.log.record_cost((record::HEADER_BYTES + entry.payload.len()) as u32);
+        let (parts, record_bytes) = record::entry_shape(entry.kind, &entry.payload);
+        let cost = self.log.record_cost(record_bytes);
         self.pending_cost += cost;
         self.pending_largest = self.pending_largest.max(cost);
         self.term_max = self.term_max.max(entry.term);
         let Entry { term, kind, payload } = entry;
-        self.pending.push_back(PendingEntry { lsn, slot, index, term, kind, payload });
+        let bytes = record_bytes;
+        self.pending.push_back(PendingEntry { lsn, slot, index, term, kind, payload, parts, bytes });
         new_term
     }
 
@@ -288,10 +370,10 @@ impl Core {
     }
 
     pub(crate) fn apply(&mut self, slot: u32, index: u64, commit_mark_bytes: u64) {
-        let cache = &mut self.cache;
-        let group = &mut self.groups[slot as usize];
+        let Self { groups, log, cache, .. } = self;
+        let group = &mut groups[slot as usize];
         self.index_demand -= group.index_demand();
-        group.apply(index, |version| cache.remove((slot, version)));
+        group.apply(index, log, |version| cache.remove((slot, version)));
         self.index_demand += group.index_demand();
         let mark = group.unmarked_bytes >= commit_mark_bytes;
         self.evict_expired(slot);

@@ -92,6 +92,9 @@ pub enum Malformed {
     /// The payload is not a run of ops.
     #[error("{0}")]
     Ops(#[from] OpError),
+    /// An entry is written as one record for each op, at most 65,536.
+    #[error("{0} ops are more than an entry holds")]
+    OpCount(u32),
     /// The kind is none of the known ones.
     #[error("unknown entry kind {0}")]
     Kind(u8),
@@ -190,9 +193,11 @@ pub enum OpenError {
         /// Epoch of the log.
         log: u32,
     },
-    /// Written by a later version of this software.
-    #[error("the slice has format version {found}, which this version does not know: upgrade")]
-    NewerFormat {
+    /// Written by another version of this software.
+    #[error(
+        "the slice has format version {found}, which this version does not know: open it with the one that wrote it"
+    )]
+    OtherFormat {
         /// The slice's version.
         found: u32,
     },

@@ -4,7 +4,8 @@
 //! segment is one frame and one durable write. Otherwise its frames are written volatile, and one media flush covers
 //! them: a durable write makes only itself durable.
 //!
-//! The frames of a stream go out one after the other: **write, finish what was left, begin the next**. Where the device
+//! The frames of a stream go out one after the other, beside those of other streams: **write, finish what was left, begin
+//! the next**. Where the device
 //! tells lifetimes apart by a handle that fills one reclaim unit after the other (FDP), two chunks that were written
 //! at once would share units and die together only by chance. It costs a flush that spans segments one write's time,
 //! once in a segment. Nothing hangs on the moment of the finish: all acknowledged frames of the chunk are
@@ -19,28 +20,39 @@
 //! - Nothing of a flush is acknowledged before all of it is durable; after a failed write, finish or flush nothing is
 //!   acknowledged any more (a failed flush is never retried into success).
 
+use std::cell::RefCell;
 use std::task::Poll;
 
 use bytes::Bytes;
 use terrane_ocssd::{AlignedBuf, ChunkId, Durability, Media, MediaError};
 
-use crate::core::Core;
+use crate::core::{CLEANING_RESERVE_CHUNKS, Core};
+use crate::entry::{ENTRY_OPS, Lsn};
 use crate::error::StoreError;
 use crate::frame::{self, BodyChecksum, FrameHeader};
 use crate::group::StatePending;
 use crate::index::Place;
 use crate::log::{FramePlan, Opening};
+use crate::op::Op;
+use crate::pipeline::Pipeline;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::{self, SegmentHeader};
 use crate::slice::SliceId;
 use crate::store::{HeldSeat, Store};
+use crate::stream::Stream;
 
-/// A record of the flush, and where it goes.
+/// A record of the flush (an entry of several ops is a run of records), and where it goes.
 struct Outgoing {
+    stream: Stream,
     slot: u32,
     header: RecordHeader,
     payload: Bytes,
+    /// Records that it is written as, and their bytes in total.
+    parts: u32,
+    bytes: u32,
     place: Place,
+    /// Of a record that is moved: where it stood.
+    from: Option<Place>,
 }
 
 /// What one flush writes, and what is true once it is durable.
@@ -51,15 +63,18 @@ struct Flush {
     frames: Vec<FramePlan>,
     number: u64,
     lsn_first: u64,
+    frame_first: u64,
     term_max: u64,
     /// LSN counter up to which everything is durable then.
     durable: u64,
+    clock: u64,
 }
 
 /// One write to the medium.
 struct FrameWrite {
     chunk: ChunkId,
     sector: u32,
+    stream: Stream,
     opens: Option<Opening>,
     buf: AlignedBuf,
 }
@@ -98,66 +113,175 @@ impl Buffers {
 }
 
 impl Core {
-    /// Takes what the next flush writes: every wanted state, then entries up to `bytes_max`.
+    /// Takes what the next flush writes: every wanted state, then entries up to `bytes_max` as far as there is room, then
+    /// what cleaning moves.
     fn take_flush(&mut self, bytes_max: u32) -> Option<Flush> {
         let wanted =
             |core: &Self, slot: &u32| core.groups[*slot as usize].state_pending == StatePending::Wanted;
-        if self.pending.is_empty() && !self.states_pending.iter().any(|slot| wanted(self, slot)) {
+        let states_wanted = self.states_pending.iter().any(|slot| wanted(self, slot));
+        if self.pending.is_empty() && self.moves.is_empty() && !states_wanted {
             return None;
         }
-        let mut records = Vec::new();
-        let mut states = Vec::new();
+        let (mut records, mut states) = (Vec::new(), Vec::new());
+        self.starved = false;
+        let (cost, largest) = self.take_states(&mut records, &mut states);
+        // A state is written before the entries that were appended after it changed.
+        if !self.starved {
+            self.take_entries(bytes_max, cost, largest, &mut records);
+        }
+        self.take_moves(bytes_max, &mut records);
+        if records.is_empty() {
+            return None;
+        }
+        records.sort_by_key(|record| record.stream);
+        let durable = self.pending.front().map_or(self.issued, |entry| entry.lsn - 1);
+        let clock = self.clock();
+        let frames = self.log.plan(records.iter().map(|record| (record.stream, record.bytes)), clock);
+        self.flush += 1;
+        let (lsn_first, frame_first) = (self.records + 1, self.frames + 1);
+        self.records += records.iter().map(|record| u64::from(record.parts)).sum::<u64>();
+        self.frames += frames.len() as u64;
+        let (number, term_max) = (self.flush, self.term_max);
+        Some(Flush { records, states, frames, number, lsn_first, frame_first, term_max, durable, clock })
+    }
+
+    /// States, the wanted ones first, as far as there is room. Returns their cost and that of the largest.
+    fn take_states(&mut self, records: &mut Vec<Outgoing>, states: &mut Vec<(u32, u64, u64)>) -> (u64, u64) {
+        let wanted =
+            |core: &Self, slot: &u32| core.groups[*slot as usize].state_pending == StatePending::Wanted;
         let mut slots = std::mem::take(&mut self.states_pending);
         slots.sort_by_key(|slot| !wanted(self, slot));
+        let stream = self.state_stream();
+        let reserve = if self.cleaning_needs_states { 0 } else { CLEANING_RESERVE_CHUNKS };
+        let room = self.log.free_chunks().checked_sub(reserve).map(u64::from);
         let (mut cost, mut largest) = (0, 0);
         for slot in slots {
             let state_cost = self.state_cost(self.groups[slot as usize].state_bytes(0));
+            let (cost_then, largest_then) = (cost + state_cost, state_cost.max(largest));
+            let needed = self.log.chunks_needed(stream, cost_then, largest_then);
+            let has_room = room.is_some_and(|room| needed <= room);
+            if wanted(self, &slot) && !has_room {
+                self.starved = true;
+                self.states_pending.push(slot);
+                continue;
+            }
             // Marks were not admitted: they go along only where there is room beyond what was.
-            let fits = wanted(self, &slot)
-                || self.leaves_reserve(self.chunks_left(cost + state_cost, state_cost.max(largest)));
-            if fits {
-                (cost, largest) = (cost + state_cost, state_cost.max(largest));
+            if wanted(self, &slot)
+                || has_room && self.leaves_reserve(self.chunks_left(cost_then, largest_then))
+            {
+                (cost, largest) = (cost_then, largest_then);
                 let (record, sequence, commit) = self.outgoing_state(slot);
                 records.push(record);
                 states.push((slot, sequence, commit));
             }
             self.groups[slot as usize].state_pending = StatePending::No;
         }
+        (cost, largest)
+    }
+
+    /// Where states go.
+    fn state_stream(&self) -> Stream {
+        if self.is_scarce() { Stream::Moved } else { Stream::User }
+    }
+
+    /// Entries that go along with states of this cost.
+    fn take_entries(&mut self, bytes_max: u32, mut cost: u64, mut largest: u64, records: &mut Vec<Outgoing>) {
+        // While cleaning uses its reserve, not even the rest of an open segment is taken from it.
+        let Some(room) = self.log.free_chunks().checked_sub(CLEANING_RESERVE_CHUNKS) else {
+            self.starved = !self.pending.is_empty();
+            return;
+        };
+        let states = records.len();
         let mut bytes = 0;
         while let Some(entry) = self.pending.front() {
-            bytes += record::HEADER_BYTES as u64 + entry.payload.len() as u64;
-            if bytes > u64::from(bytes_max) && records.len() > states.len() {
+            bytes += u64::from(entry.bytes);
+            if bytes > u64::from(bytes_max) && records.len() > states {
+                break;
+            }
+            let entry_cost = self.log.record_cost(entry.bytes);
+            (cost, largest) = (cost + entry_cost, largest.max(entry_cost));
+            if self.log.chunks_needed(Stream::User, cost, largest) > u64::from(room) {
+                self.starved = true;
                 break;
             }
             let Some(entry) = self.pending.pop_front() else { break };
-            self.pending_cost -= self.log.record_cost((record::HEADER_BYTES + entry.payload.len()) as u32);
+            self.pending_cost -= entry_cost;
             let group = &self.groups[entry.slot as usize];
             let header = RecordHeader {
                 payload_bytes: entry.payload.len() as u32,
                 kind: RecordKind::Entry,
                 entry_kind: entry.kind,
+                parts_left: (entry.parts - 1) as u16,
                 incarnation: group.incarnation,
                 group: group.id,
                 index: entry.index,
                 term: entry.term,
             };
             records.push(Outgoing {
+                stream: Stream::User,
                 slot: entry.slot,
                 header,
                 payload: entry.payload,
+                parts: entry.parts,
+                bytes: entry.bytes,
                 place: Place::PENDING,
+                from: None,
             });
         }
         if self.pending.is_empty() {
             self.pending_largest = 0;
         }
-        let durable = self.pending.front().map_or(self.issued, |entry| entry.lsn - 1);
-        let frames = self.log.plan(records.iter().map(|record| record.header.record_bytes()));
-        self.flush += 1;
-        let lsn_first = self.records + 1;
-        self.records += records.len() as u64;
-        let (number, term_max) = (self.flush, self.term_max);
-        Some(Flush { records, states, frames, number, lsn_first, term_max, durable })
+    }
+
+    /// Moves that are still worth it.
+    fn take_moves(&mut self, bytes_max: u32, records: &mut Vec<Outgoing>) {
+        let costs = records.iter().map(|record| self.log.record_cost(record.bytes));
+        let (others, largest_other) = (costs.clone().sum(), costs.max().unwrap_or(0));
+        let mut room = u64::from(self.log.free_chunks());
+        let (mut bytes, mut cost, mut largest) = (0, 0, 0);
+        if self.is_scarce() {
+            (cost, largest) = (others, largest_other);
+        } else {
+            room = room.saturating_sub(self.log.chunks_needed(Stream::User, others, largest_other));
+        }
+        while let Some(front) = self.moves.front() {
+            bytes += u64::from(front.record_bytes());
+            let move_cost = self.log.record_cost(front.record_bytes());
+            (cost, largest) = (cost + move_cost, largest.max(move_cost));
+            let full = self.log.chunks_needed(Stream::Moved, cost, largest) > room;
+            if full || bytes > u64::from(bytes_max) && bytes > u64::from(front.record_bytes()) {
+                break;
+            }
+            let Some(moved) = self.moves.pop_front() else { break };
+            let record_bytes = moved.record_bytes();
+            self.move_bytes -= u64::from(record_bytes);
+            if !self.is_worth_moving(&moved) {
+                (bytes, cost) = (bytes - u64::from(record_bytes), cost - move_cost);
+                self.moves_done += 1;
+                continue;
+            }
+            let group = &self.groups[moved.slot as usize];
+            let header = RecordHeader {
+                payload_bytes: moved.payload.len() as u32,
+                kind: moved.kind,
+                entry_kind: 0,
+                parts_left: 0,
+                incarnation: group.incarnation,
+                group: group.id,
+                index: moved.version,
+                term: 0,
+            };
+            records.push(Outgoing {
+                stream: Stream::Moved,
+                slot: moved.slot,
+                header,
+                payload: moved.payload,
+                parts: 1,
+                bytes: record_bytes,
+                place: Place::PENDING,
+                from: Some(moved.from),
+            });
+        }
     }
 
     fn outgoing_state(&self, slot: u32) -> (Outgoing, u64, u64) {
@@ -168,26 +292,85 @@ impl Core {
             payload_bytes: payload.len() as u32,
             kind: RecordKind::State,
             entry_kind: 0,
+            parts_left: 0,
             incarnation: group.incarnation,
             group: group.id,
             index: commit,
             term: group.hard_state.term,
         };
-        (Outgoing { slot, header, payload, place: Place::PENDING }, group.state_issued, commit)
+        let outgoing = Outgoing {
+            stream: self.state_stream(),
+            slot,
+            header,
+            bytes: header.record_bytes(),
+            payload,
+            parts: 1,
+            place: Place::PENDING,
+            from: None,
+        };
+        (outgoing, group.state_issued, commit)
     }
 
     /// The flush is durable.
     fn complete(&mut self, flush: Flush) {
+        self.flushing = false;
         for (slot, sequence, commit) in &flush.states {
             let group = &mut self.groups[*slot as usize];
             group.state_durable = *sequence;
             group.marked_commit = *commit;
         }
+        self.count_flush(&flush);
+        let mut lsn = Lsn { epoch: self.epoch, counter: flush.lsn_first };
+        for (number, frame) in (flush.frame_first..).zip(&flush.frames) {
+            self.log.wrote(frame.chunk, number, lsn);
+            let records = &flush.records[frame.records.clone()];
+            lsn.counter += records.iter().map(|record| u64::from(record.parts)).sum::<u64>();
+        }
+        let openings = || flush.frames.iter().filter_map(|frame| frame.opens);
+        openings()
+            .filter_map(|opening| opening.forgets)
+            .for_each(|generation| self.anchor.forget(generation));
+        let left: Vec<u32> = openings().filter_map(|opening| opening.leaves).map(|left| left.chunk).collect();
+        for record in flush.records {
+            let Outgoing { slot, header, payload, place, from, .. } = record;
+            match header.kind {
+                RecordKind::State => self.log.holds(slot, place, false),
+                RecordKind::Entry if header.entry_kind == ENTRY_OPS && !payload.is_empty() => {
+                    for (op, place) in record::parts(&payload, place) {
+                        self.log.holds(slot, place, matches!(op, Op::Delete { .. }));
+                    }
+                }
+                RecordKind::Entry => self.log.holds(slot, place, false),
+                RecordKind::Settled | RecordKind::Tombstone => {
+                    self.log.holds(slot, place, header.kind == RecordKind::Tombstone);
+                    self.moved(slot, &header, &payload, from.expect("it stood somewhere"), place);
+                }
+            }
+            if header.kind == RecordKind::Entry {
+                self.change_index(slot, |group, log| group.placed(header.index, header.term, place, log));
+                self.evict_expired(slot);
+            }
+        }
+        // Only now does anything point into what was left: before, it looked empty.
+        left.into_iter().for_each(|chunk| self.log.seal(chunk));
+        debug_assert!(flush.durable >= self.durable, "durability only rises");
+        self.durable = flush.durable;
+        self.shrink_tail();
+    }
+
+    fn count_flush(&mut self, flush: &Flush) {
         let counters = &mut self.counters;
         counters.flushes += 1;
         counters.frames += flush.frames.len() as u64;
-        counters.states += flush.states.len() as u64;
-        counters.entries += (flush.records.len() - flush.states.len()) as u64;
+        for record in &flush.records {
+            match record.header.kind {
+                RecordKind::State => counters.states += 1,
+                RecordKind::Entry => counters.entries += 1,
+                RecordKind::Settled | RecordKind::Tombstone => {
+                    counters.moved_bytes += u64::from(record.bytes)
+                }
+            }
+        }
         for frame in &flush.frames {
             counters.log_bytes += u64::from(frame.body_bytes);
             counters.header_bytes += frame::HEADER_BYTES as u64;
@@ -198,16 +381,6 @@ impl Core {
                 counters.padding_bytes += u64::from(self.layout.unit_bytes) - segment::HEADER_BYTES as u64;
             }
         }
-        for record in flush.records {
-            if record.header.kind == RecordKind::Entry {
-                let RecordHeader { index, term, .. } = record.header;
-                self.change_index(record.slot, |group| group.placed(index, term, record.place));
-                self.evict_expired(record.slot);
-            }
-        }
-        debug_assert!(flush.durable >= self.durable, "durability only rises");
-        self.durable = flush.durable;
-        self.shrink_tail();
     }
 }
 
@@ -216,22 +389,25 @@ impl Flush {
     fn fill(&mut self, slice: SliceId, core: &Core, buffers: &mut Buffers) -> Vec<FrameWrite> {
         let frames = u16::try_from(self.frames.len()).expect("a flush is limited in bytes");
         let mut lsn = self.lsn_first;
+        let clock = self.clock;
         let mut writes = Vec::with_capacity(self.frames.len());
         for (ordinal, plan) in self.frames.iter().enumerate() {
             let records = &mut self.records[plan.records.clone()];
+            let count: u32 = records.iter().map(|record| record.parts).sum();
             let header = FrameHeader {
                 generation: plan.stamp.generation,
                 lsn_first: lsn,
                 flush: self.number,
                 frames,
                 ordinal: ordinal as u16,
-                records: records.len() as u32,
+                records: count,
                 body_bytes: plan.body_bytes,
                 term_max: self.term_max,
+                number: self.frame_first + ordinal as u64,
                 body_crc: 0,
             };
-            lsn += records.len() as u64;
-            writes.push(fill_frame(slice, core, plan, header, records, buffers));
+            lsn += u64::from(count);
+            writes.push(fill_frame(slice, core, (plan, clock), header, records, buffers));
         }
         writes
     }
@@ -240,7 +416,7 @@ impl Flush {
 fn fill_frame(
     slice: SliceId,
     core: &Core,
-    plan: &FramePlan,
+    (plan, clock): (&FramePlan, u64),
     mut header: FrameHeader,
     records: &mut [Outgoing],
     buffers: &mut Buffers,
@@ -251,15 +427,30 @@ fn fill_frame(
     let (segment, frame) = buf.split_at_mut(lead as usize);
     if plan.opens.is_some() {
         segment.fill(0);
-        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk }.encode(segment);
+        let stream = plan.stream.slot() as u32;
+        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk, stream, born: clock }
+            .encode(segment);
     }
     let mut at = frame::HEADER_BYTES;
     let mut checksum = BodyChecksum::new(plan.stamp);
     for record in records {
-        let length = record.header.record_bytes();
-        record.place = Place { chunk: plan.chunk, offset: plan.offset + at as u32, length };
-        checksum.add(record::encode(&record.header, &record.payload, plan.stamp, &mut frame[at..]));
-        at += length as usize;
+        record.place = Place { chunk: plan.chunk, offset: plan.offset + at as u32, length: record.bytes };
+        if record.parts == 1 {
+            checksum.add(record::encode(&record.header, &record.payload, plan.stamp, &mut frame[at..]));
+        } else {
+            let mut part_at = at;
+            let mut payload = &record.payload[..];
+            for (left, (_, part)) in (0..record.parts).rev().zip(record::parts(&record.payload, record.place))
+            {
+                let (op, rest) = payload.split_at(part.length as usize - record::HEADER_BYTES);
+                payload = rest;
+                let header =
+                    RecordHeader { payload_bytes: op.len() as u32, parts_left: left as u16, ..record.header };
+                checksum.add(record::encode(&header, op, plan.stamp, &mut frame[part_at..]));
+                part_at += part.length as usize;
+            }
+        }
+        at += record.bytes as usize;
     }
     frame[at..].fill(0);
     header.body_crc = checksum.finish();
@@ -267,6 +458,7 @@ fn fill_frame(
     FrameWrite {
         chunk: ChunkId(plan.chunk),
         sector: layout.sector_of(plan.offset - lead),
+        stream: plan.stream,
         opens: plan.opens,
         buf,
     }
@@ -280,10 +472,30 @@ impl<M: Media> Store<M> {
     /// and only opening it again tells what is on the medium. Dropping the future during a flush stops the store
     /// too.
     pub async fn run_flusher(&self) -> Result<(), StoreError> {
+        let mut cleaner = std::pin::pin!(self.run_cleaner());
+        let mut flusher = std::pin::pin!(self.run_flushes());
+        let mut cleaned = false;
+        std::future::poll_fn(|cx| {
+            if !cleaned && let Poll::Ready(result) = cleaner.as_mut().poll(cx) {
+                cleaned = true;
+                if let Err(stopped) = result {
+                    return Poll::Ready(Err(stopped));
+                }
+            }
+            flusher.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    async fn run_flushes(&self) -> Result<(), StoreError> {
         let mut buffers = Buffers::default();
         loop {
             if !self.flush_once(&mut buffers).await? {
-                if self.shared.core.borrow().closing {
+                let drained = {
+                    let core = self.shared.core.borrow();
+                    core.closing && !core.starved
+                };
+                if drained {
                     return Ok(());
                 }
                 self.work_arrived().await;
@@ -291,7 +503,7 @@ impl<M: Media> Store<M> {
         }
     }
 
-    async fn work_arrived(&self) {
+    pub(crate) async fn work_arrived(&self) {
         let mut seat = HeldSeat::new(&self.shared.work);
         let mut polled = false;
         std::future::poll_fn(|cx| {
@@ -311,10 +523,22 @@ impl<M: Media> Store<M> {
             if let Some(stopped) = &core.stopped {
                 return Err(stopped.clone());
             }
+            let (done, starved) = (core.moves_done, core.starved);
             let Some(mut flush) = core.take_flush(self.shared.options.flush_bytes_max) else {
+                // Moves that came too late are done as well.
+                let (moved, starves) = (core.moves_done != done, core.starved && !starved);
+                drop(core);
+                if moved {
+                    self.shared.progress.wake_all();
+                }
+                if starves {
+                    // Cleaning has to begin.
+                    self.shared.work.wake_all();
+                }
                 return Ok(false);
             };
             let writes = flush.fill(self.shared.slice, &core, buffers);
+            core.flushing = true;
             (flush, writes)
         };
         let guard = StopWhenDropped { store: self };
@@ -324,6 +548,8 @@ impl<M: Media> Store<M> {
             Ok(()) => {
                 self.shared.core.borrow_mut().complete(flush);
                 self.shared.progress.wake_all();
+                // Cleaning may have to begin.
+                self.shared.work.wake_all();
                 Ok(true)
             }
             Err(error) => {
@@ -338,27 +564,54 @@ impl<M: Media> Store<M> {
         let media = &self.shared.media;
         let alone = writes.len() == 1;
         let durability = if alone { Durability::Durable } else { Durability::Volatile };
-        for write in writes {
-            if let Some(opening) = write.opens {
-                if let Some(left) = opening.leaves {
-                    media.finish(left).await?;
-                }
-                media.reset(write.chunk).await?;
-                media.expect_lifetime(write.chunk, opening.lifetime);
+        let buffers = RefCell::new(buffers);
+        let mut streams = Pipeline::new();
+        let mut writes = writes.into_iter().peekable();
+        while let Some(first) = writes.next() {
+            let stream = first.stream;
+            let mut frames = vec![first];
+            while let Some(write) = writes.next_if(|write| write.stream == stream) {
+                frames.push(write);
             }
-            let (written, buf) = media.write(write.chunk, write.sector, write.buf, durability).await;
-            buffers.give(buf);
-            written?;
+            streams.push(write_stream(media, frames, durability, &buffers));
         }
+        let mut written = Ok(());
+        while let Some(result) = streams.next().await {
+            // Each stream runs to its end, whatever became of the others.
+            written = written.and(result);
+        }
+        written?;
         if alone { Ok(()) } else { media.flush().await }
     }
 
-    fn stop(&self, stopped: StoreError) {
+    pub(crate) fn stop(&self, stopped: StoreError) {
         tracing::error!(error = %stopped, slice = ?self.shared.slice, "the store stopped");
         self.shared.core.borrow_mut().stopped.get_or_insert(stopped);
         self.shared.progress.wake_all();
         self.shared.work.wake_all();
     }
+}
+
+/// Writes frames of one stream.
+async fn write_stream<M: Media>(
+    media: &M,
+    frames: Vec<FrameWrite>,
+    durability: Durability,
+    buffers: &RefCell<&mut Buffers>,
+) -> Result<(), MediaError> {
+    for write in frames {
+        if let Some(opening) = write.opens {
+            if let Some(left) = opening.leaves.filter(|left| !left.full) {
+                media.finish(ChunkId(left.chunk)).await?;
+            }
+            media.reset(write.chunk).await?;
+            media.expect_lifetime(write.chunk, write.stream.lifetime());
+        }
+        let (written, buf) = media.write(write.chunk, write.sector, write.buf, durability).await;
+        buffers.borrow_mut().give(buf);
+        written?;
+    }
+    Ok(())
 }
 
 /// Stops the store if the flusher's future is dropped within a flush: nobody would learn how it ended.

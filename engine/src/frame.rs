@@ -1,18 +1,18 @@
 //! The frame: one atomic write to a segment.
 //!
 //! ```text
-//!  0  magic "TRNF"                      28  frames of the flush u16    48  body crc32c u32
-//!  4  generation u64                    30  this frame's ordinal u16   52  header crc32c u32
-//! 12  first LSN counter u64             32  record count u32           56  records, one after the other,
-//! 20  flush number u64                  36  body bytes u32                 then zeros to the next smallest write
-//!                                       40  term_max u64
+//!  0  magic "TRNF"                      28  frames of the flush u16    48  frame number u64
+//!  4  generation u64                    30  this frame's ordinal u16   56  body crc32c u32
+//! 12  first LSN counter u64             32  record count u32           60  header crc32c u32
+//! 20  flush number u64                  36  body bytes u32             64  records, one after the other,
+//!                                       40  term_max u64                   then zeros to the next smallest write
 //! ```
 //!
 //! All checksums start from the segment's stamp. A frame starts at a multiple of the smallest write, right after the one before it. Its records count only if all
 //! of them are valid; the body checksum runs over the records' own checksums, so every payload byte is summed once.
 //!
-//! Invariants: flush numbers ascend by one in an epoch, from 1. All frames of a flush carry the same count, and
-//! ordinals 0.. in the order of their places. `term_max` is at least every term that a record of an earlier frame
+//! Invariants: flush numbers ascend by one in an epoch, from 1, and so do frame numbers, in the order of flush and
+//! ordinal: a start knows which frames there must be. All frames of a flush carry the same count, and ordinals from 0. `term_max` is at least every term that a record of an earlier frame
 //! of the slice speaks of.
 
 use crate::cursor::Cursor;
@@ -21,7 +21,7 @@ use crate::segment::{Generation, Stamp};
 use crate::slice::SliceId;
 
 /// Bytes before the records.
-pub(crate) const HEADER_BYTES: usize = 56;
+pub(crate) const HEADER_BYTES: usize = 64;
 
 const MAGIC: &[u8; 4] = b"TRNF";
 
@@ -37,6 +37,8 @@ pub(crate) struct FrameHeader {
     pub(crate) records: u32,
     pub(crate) body_bytes: u32,
     pub(crate) term_max: u64,
+    /// Counts the frames of this epoch, from 1.
+    pub(crate) number: u64,
     pub(crate) body_crc: u32,
 }
 
@@ -52,7 +54,8 @@ impl FrameHeader {
         out[32..36].copy_from_slice(&self.records.to_le_bytes());
         out[36..40].copy_from_slice(&self.body_bytes.to_le_bytes());
         out[40..48].copy_from_slice(&self.term_max.to_le_bytes());
-        out[48..52].copy_from_slice(&self.body_crc.to_le_bytes());
+        out[48..56].copy_from_slice(&self.number.to_le_bytes());
+        out[56..60].copy_from_slice(&self.body_crc.to_le_bytes());
         let crc = crc32c::crc32c_append(stamp.seed, &out[..HEADER_BYTES - 4]);
         out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     }
@@ -83,9 +86,12 @@ impl FrameHeader {
             records: cursor.u32()?,
             body_bytes: cursor.u32()?,
             term_max: cursor.u64()?,
+            number: cursor.u64()?,
             body_crc: cursor.u32()?,
         };
-        (header.flush > 0 && header.ordinal < header.frames).then_some(header)
+        let sound =
+            header.flush > 0 && header.ordinal < header.frames && header.number > u64::from(header.ordinal);
+        sound.then_some(header)
     }
 }
 
@@ -150,6 +156,7 @@ mod tests {
                 payload_bytes: payload.len() as u32,
                 kind: RecordKind::Entry,
                 entry_kind: 0,
+                parts_left: 0,
                 incarnation: 1,
                 group: GroupId(1),
                 index: index as u64 + 1,
@@ -168,6 +175,7 @@ mod tests {
             records: payloads.len() as u32,
             body_bytes: body.len() as u32,
             term_max: 0x23,
+            number: 0x24,
             body_crc: checksum.finish(),
         };
         let mut bytes = vec![0; HEADER_BYTES];
@@ -187,7 +195,8 @@ mod tests {
             0024  00 00 00 00 03 00 01 00
             0032  00 00 00 00 00 00 00 00
             0040  23 00 00 00 00 00 00 00
-            0048  0b 36 56 17 1b 73 06 86
+            0048  24 00 00 00 00 00 00 00
+            0056  0b 36 56 17 4f a2 ae df
         "#]]
         .assert_eq(&dump);
         assert_eq!(FrameHeader::decode(&bytes, stamp()), Some(header));

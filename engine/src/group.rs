@@ -11,7 +11,8 @@
 //!   so that apply never reads.
 //! - An entry leaves the tail only once it is durable (its place is known) and applied. A key whose place is pending
 //!   therefore always finds its payload in the tail.
-//! - The applied part of the log is never truncated.
+//! - The applied part of the log is never truncated from behind; from the front, only the applied part is. What indexes point at
+//!   stays on the medium all the same.
 
 use std::collections::VecDeque;
 
@@ -20,7 +21,9 @@ use bytes::Bytes;
 use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
 use crate::index::{self, Index, Located, Place};
 use crate::lineage::{self, TermRun};
+use crate::log::Log;
 use crate::op::{self, Op};
+use crate::record;
 use crate::state_record::{self, StateRecord};
 
 /// A payload in memory.
@@ -29,6 +32,8 @@ pub(crate) struct TailEntry {
     pub(crate) kind: u8,
     /// Keys whose live version this entry is. Only such payloads are worth caching.
     live: u32,
+    /// Where the records stand that it superseded. They are needed until it is durable itself.
+    superseded: Vec<Place>,
     pub(crate) payload: Bytes,
 }
 
@@ -157,12 +162,12 @@ impl Group {
         }
     }
 
-    /// The term of the entry at `index`; index 0 is before every log and has term 0.
+    /// The term of the entry at `index`, or of the one before the first; index 0 is before every log and has term 0.
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
         if index == 0 {
             return Some(0);
         }
-        if index < self.first_index || index > self.last_index {
+        if index + 1 < self.first_index || index > self.last_index {
             return None;
         }
         lineage::term_at(&self.runs, index)
@@ -172,13 +177,18 @@ impl Group {
         self.places.get(usize::try_from(index.checked_sub(self.first_index)?).ok()?).copied()
     }
 
+    /// Places of all entries that are durable.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.places.iter().copied().filter(|place| !place.is_pending())
+    }
+
     pub(crate) fn tail_entry(&self, index: u64) -> Option<&TailEntry> {
         self.tail.get(usize::try_from(index.checked_sub(self.tail_first)?).ok()?)
     }
 
     /// Cuts the log so that it ends before `first`, and returns the bytes that left the tail. True if the lineage
     /// changed.
-    pub(crate) fn truncate_from(&mut self, first: u64) -> (u64, bool) {
+    pub(crate) fn truncate_from(&mut self, first: u64, log: &mut Log) -> (u64, bool) {
         assert!(first > self.applied, "{}: index {first} is applied and cannot be truncated", self.id);
         let kept = (first - self.tail_first) as usize;
         let mut bytes = 0;
@@ -186,9 +196,21 @@ impl Group {
             bytes += entry.bytes();
             self.promised_bytes -= index_bytes_max(entry.kind, &entry.payload);
         }
-        self.places.truncate((first - self.first_index) as usize);
+        self.places.drain((first - self.first_index) as usize..).for_each(|place| log.release(place));
         self.last_index = first - 1;
         (bytes, lineage::truncate_from(&mut self.runs, first))
+    }
+
+    /// The log begins at `first` from now on, or at the first entry before it that is not durable yet.
+    pub(crate) fn truncate_front(&mut self, first: u64, log: &mut Log) {
+        assert!(first <= self.applied + 1, "{}: index {first} is not applied and must be kept", self.id);
+        while self.first_index < first
+            && let Some(place) = self.places.front().copied().filter(|place| !place.is_pending())
+        {
+            log.release(place);
+            self.places.pop_front();
+            self.first_index += 1;
+        }
     }
 
     /// Appends an entry at `last_index + 1`. Returns its bytes in the tail, and whether the lineage changed.
@@ -204,7 +226,8 @@ impl Group {
     pub(crate) fn push_payload(&mut self, entry: &Entry, place: Place) -> u64 {
         self.last_index += 1;
         debug_assert_eq!(lineage::term_at(&self.runs, self.last_index), Some(entry.term));
-        let tail_entry = TailEntry { kind: entry.kind, live: 0, payload: entry.payload.clone() };
+        let tail_entry =
+            TailEntry { kind: entry.kind, live: 0, superseded: Vec::new(), payload: entry.payload.clone() };
         let bytes = tail_entry.bytes();
         self.promised_bytes += index_bytes_max(entry.kind, &entry.payload);
         self.tail.push_back(tail_entry);
@@ -214,7 +237,7 @@ impl Group {
 
     /// Points the index at the entries up to `index`. Calls `overwritten` with each version (older than the tail)
     /// that lost a key.
-    pub(crate) fn apply(&mut self, index: u64, mut overwritten: impl FnMut(u64)) {
+    pub(crate) fn apply(&mut self, index: u64, log: &mut Log, mut overwritten: impl FnMut(u64)) {
         assert!(index <= self.last_index, "{}: index {index} is not stored", self.id);
         for version in self.applied + 1..=index {
             let at = (version - self.tail_first) as usize;
@@ -225,15 +248,22 @@ impl Group {
                 continue;
             }
             let place = self.places[(version - self.first_index) as usize];
-            for op in op::decode(&payload) {
-                let old = match op.expect("ops are checked when they are appended") {
+            let durable = !place.is_pending();
+            for (op, place) in record::parts(&payload, place) {
+                let (old, new) = match op {
                     Op::Put { key, .. } => {
                         self.tail[at].live += 1;
                         self.promised_bytes -= index::key_bytes_max(key);
-                        self.index.insert(key, Located { version, place })
+                        (self.index.insert(key, Located { version, place }), Some(place))
                     }
-                    Op::Delete { key } => self.index.remove(key),
+                    Op::Delete { key } => (self.index.remove(key), None),
                 };
+                log.moved(None, new);
+                let old_place = old.map(|old| old.place).filter(|place| !place.is_pending());
+                match durable {
+                    true => log.moved(old_place, None),
+                    false => self.tail[at].superseded.extend(old_place),
+                }
                 if let Some(old) = old {
                     match old.version.checked_sub(self.tail_first) {
                         Some(at) => self.tail[at as usize].live -= 1,
@@ -246,21 +276,29 @@ impl Group {
     }
 
     /// The record of (`index`, `term`) is durable at `place`. Nothing happens if the log holds another entry there.
-    pub(crate) fn placed(&mut self, index: u64, term: u64, place: Place) {
-        if self.term_at(index) != Some(term) {
+    pub(crate) fn placed(&mut self, index: u64, term: u64, place: Place, log: &mut Log) {
+        // An entry that left the front of the log is committed: its term is that of the lineage still.
+        if index > self.last_index || lineage::term_at(&self.runs, index) != Some(term) {
             return;
         }
-        self.places[(index - self.first_index) as usize] = place;
+        if let Some(at) = index.checked_sub(self.first_index) {
+            let before = std::mem::replace(&mut self.places[at as usize], place);
+            log.release(before);
+            log.retain(place);
+        }
         if index > self.applied {
             return;
         }
         // Applied before it was durable here (a quorum of others had it): the index still says "pending". If the
         // payload left the tail, the index knows an earlier place of the same entry, which stays good.
-        if let Some(entry) = index.checked_sub(self.tail_first).map(|at| &self.tail[at as usize])
+        if let Some(entry) = index.checked_sub(self.tail_first).map(|at| &mut self.tail[at as usize])
             && entry.kind == ENTRY_OPS
         {
-            for op in op::decode(&entry.payload).flatten() {
-                self.index.repoint(op.key(), index, place);
+            std::mem::take(&mut entry.superseded).into_iter().for_each(|old| log.moved(Some(old), None));
+            for (op, place) in record::parts(&entry.payload, place) {
+                if let Some(old) = self.index.repoint(op.key(), index, place) {
+                    log.moved(Some(old), Some(place));
+                }
             }
         }
     }
@@ -270,10 +308,15 @@ impl Group {
         self.tail_expired = self.tail_expired.max(index);
     }
 
+    /// Whether the entry of an index that is in the tail is not durable yet.
+    fn awaits_place(&self, index: u64) -> bool {
+        self.place(index).is_some_and(|place| place.is_pending())
+    }
+
     /// Takes the front of the tail, if it expired, is durable and applied.
     pub(crate) fn evict(&mut self) -> Option<Evicted> {
         let index = self.tail_first;
-        if index > self.tail_expired.min(self.applied) || self.place(index)?.is_pending() {
+        if index > self.tail_expired.min(self.applied) || self.awaits_place(index) {
             return None;
         }
         let entry = self.tail.pop_front()?;

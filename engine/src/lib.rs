@@ -58,12 +58,14 @@
 
 mod anchor;
 mod cache;
+mod cleaning;
 mod core;
 mod cursor;
 mod entry;
 mod error;
 mod flusher;
 mod frame;
+mod frame_set;
 #[cfg(test)]
 mod golden;
 mod group;
@@ -83,6 +85,7 @@ mod segment;
 mod slice;
 mod state_record;
 mod store;
+mod stream;
 mod watch;
 
 pub use crate::core::Counters;

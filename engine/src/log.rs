@@ -1,42 +1,111 @@
-//! The segments of a slice: which chunks are free, which one is being filled, and where the next records go.
+//! The segments of a slice: which chunks are free, what the others hold, and where the next records go.
 //!
 //! Invariants:
-//! - Records are written in the order they are planned. A segment that the next record does not fit is sealed and never
-//!   written again; nor is any segment of an earlier start (where it ended may be unknown). So a start wastes at
-//!   most the rest of one segment.
-//! - A stream has one segment open, and the plan names the one that it leaves with the frame that opens the next.
+//! - Each stream fills one segment at a time. A segment that the next record does not fit is sealed and never written
+//!   again; nor is any segment of an earlier start (where it ended may be unknown). So a start wastes at most the
+//!   rest of one segment for each stream.
 //! - At most one frame per segment and flush.
-//! - What was admitted fits: `chunks_needed` never underestimates.
+//! - What is needed of a segment is what indexes point at, the entries that the logs of groups still have, and deletes. It
+//!   falls only; at nothing the segment can be erased.
+//! - A chunk is free once that is durable in the anchor and no read of what it held is under way.
+//! - What was admitted fits: `chunks_left` never overestimates.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use terrane_ocssd::{ChunkId, LifetimeClass};
-
+use crate::anchor::FreedSegment;
+use crate::entry::Lsn;
 use crate::frame;
+use crate::frame_set::FrameSet;
 use crate::index::Place;
 use crate::segment::{Generation, Stamp};
 use crate::slice::{Layout, SliceId};
+use crate::stream::Stream;
 
-/// The lifetime class of records as users write them.
-///
-/// It is that of chunks of which nothing is said as well, the anchor's, so that these take no placement handle from the
-/// streams: a start is done with its anchor before the log begins.
-const USER_LIFETIME: LifetimeClass = LifetimeClass(0);
-
-#[derive(Debug, Clone, Copy)]
-struct OpenSegment {
-    chunk: u32,
-    stamp: Stamp,
-    /// Bytes written or planned.
-    filled: u32,
+/// A segment in memory.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) stamp: Stamp,
+    pub(crate) stream: Stream,
+    /// The shard's clock when it was opened.
+    pub(crate) born: u64,
+    phase: Phase,
+    /// Bytes written or planned, from the start of the chunk.
+    pub(crate) filled: u32,
+    /// Frames that are durable.
+    pub(crate) frames: FrameSet,
+    /// LSN of the first record, once its frame is durable.
+    pub(crate) first_lsn: Option<Lsn>,
+    /// Cleaning tried, and could not read all of it.
+    pub(crate) unreadable: bool,
+    /// Cleaning should not try again before this LSN counter of the epoch is durable.
+    pub(crate) not_before: u64,
+    /// Bytes of records that an index points at.
+    pub(crate) live: u64,
+    /// Bytes of entries that the logs of groups still have.
+    pub(crate) retained: u64,
+    /// Bytes of deletes.
+    pub(crate) deletes: u64,
+    /// Groups (by slot) that have a record in it.
+    pub(crate) slots: BTreeSet<u32>,
+    /// Reads of it that are under way.
+    pins: u32,
 }
 
-/// Where records of one expected lifetime go, segment after segment.
-#[derive(Debug)]
-struct Stream {
-    lifetime: LifetimeClass,
-    open: Option<OpenSegment>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing more goes into it, but its last frame is on its way.
+    Sealing,
+    Sealed,
+    /// Cleaning is at work on it.
+    Cleaned,
+    /// It is void. Its chunk is free as soon as it is not read.
+    Freed,
+}
+
+impl Segment {
+    /// A segment of an earlier start, whose last frame that counts ends at `filled`.
+    pub(crate) fn found(stamp: Stamp, stream: Stream, born: u64, filled: u32) -> Self {
+        Self { phase: Phase::Sealed, ..Self::opened(stamp, stream, born, filled) }
+    }
+
+    /// What a freed segment of an earlier start left on its chunk.
+    pub(crate) fn freed(stamp: Stamp) -> Self {
+        Self { phase: Phase::Freed, ..Self::opened(stamp, Stream::User, 0, 0) }
+    }
+
+    fn opened(stamp: Stamp, stream: Stream, born: u64, filled: u32) -> Self {
+        Self {
+            stamp,
+            stream,
+            born,
+            phase: Phase::Open,
+            filled,
+            frames: FrameSet::default(),
+            first_lsn: None,
+            unreadable: false,
+            not_before: 0,
+            live: 0,
+            retained: 0,
+            deletes: 0,
+            slots: BTreeSet::new(),
+            pins: 0,
+        }
+    }
+
+    /// What must be moved to win the segment's chunk, in bytes; `None` if it cannot be won: it is not full yet, a log has an
+    /// entry in it, it cannot be read, or there is no less than `dense` to move.
+    pub(crate) fn to_move(&self, dense: u64) -> Option<u64> {
+        let sealed = matches!(self.phase, Phase::Sealed | Phase::Cleaned);
+        let movable = sealed && !self.unreadable && self.retained == 0;
+        Some(self.needed()).filter(|needed| movable && *needed < dense)
+    }
+
+    /// Bytes of records that cleaning would move.
+    pub(crate) fn needed(&self) -> u64 {
+        self.live + self.deletes
+    }
 }
 
 #[derive(Debug)]
@@ -46,16 +115,25 @@ pub(crate) struct Log {
     epoch: u32,
     /// Free chunks, the least worn first.
     free: BTreeSet<(u32, u32)>,
-    /// By chunk: the stamp of the segment it holds.
-    stamps: Vec<Option<Stamp>>,
-    user: Stream,
+    /// Wear by chunk, as reported at the start.
+    wear: Vec<u32>,
+    /// By chunk.
+    segments: Vec<Option<Segment>>,
+    /// By stream: the chunk that it fills.
+    open: [Option<u32>; Stream::COUNT],
     segments_opened: u32,
+    /// The longest record that may stand in a segment, in bytes.
+    largest: u32,
+    /// Segments that cleaning can win, in number, and what it would move.
+    movable: u64,
+    to_move: u64,
 }
 
 /// One frame of a flush, before it is filled.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct FramePlan {
     pub(crate) chunk: u32,
+    pub(crate) stream: Stream,
     pub(crate) stamp: Stamp,
     /// Bytes from the start of the chunk to the frame's header.
     pub(crate) offset: u32,
@@ -69,10 +147,17 @@ pub(crate) struct FramePlan {
 /// A stream goes on in a new segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Opening {
-    /// What the medium is told of the new segment's content.
-    pub(crate) lifetime: LifetimeClass,
-    /// The chunk that the stream leaves before it is full: to be finished before the new one is written.
-    pub(crate) leaves: Option<ChunkId>,
+    /// What the stream leaves: full, or too full for the next record.
+    pub(crate) leaves: Option<Left>,
+    /// What stood on the new segment's chunk.
+    pub(crate) forgets: Option<Generation>,
+}
+
+/// A chunk that a stream is done with. If it is not full, it is to be finished before the next is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) chunk: u32,
+    pub(crate) full: bool,
 }
 
 impl Log {
@@ -82,42 +167,230 @@ impl Log {
         slice: SliceId,
         epoch: u32,
         free: BTreeSet<(u32, u32)>,
-        stamps: Vec<Option<Stamp>>,
+        wear: Vec<u32>,
+        segments: Vec<Option<Segment>>,
     ) -> Self {
-        let user = Stream { lifetime: USER_LIFETIME, open: None };
-        Self { layout, slice, epoch, free, stamps, user, segments_opened: 0 }
+        let open = [None; Stream::COUNT];
+        let (mut movable, mut to_move) = (0, 0);
+        for bytes in segments.iter().flatten().filter_map(|segment| segment.to_move(dense_bytes(&layout))) {
+            (movable, to_move) = (movable + 1, to_move + bytes);
+        }
+        Self {
+            layout,
+            slice,
+            epoch,
+            free,
+            wear,
+            segments,
+            open,
+            segments_opened: 0,
+            largest: 0,
+            movable,
+            to_move,
+        }
     }
 
-    /// Stamp of the segment that the index points into.
-    pub(crate) fn stamp(&self, place: Place) -> Stamp {
-        self.stamps[place.chunk as usize].expect("a place names a chunk that holds a segment")
+    /// Changes a segment.
+    fn adjust(&mut self, chunk: u32, change: impl FnOnce(&mut Segment)) {
+        let dense = dense_bytes(&self.layout);
+        let segment = self.segment_mut(chunk);
+        let before = segment.to_move(dense);
+        change(segment);
+        let after = segment.to_move(dense);
+        if let Some(bytes) = before {
+            (self.movable, self.to_move) = (self.movable - 1, self.to_move - bytes);
+        }
+        if let Some(bytes) = after {
+            (self.movable, self.to_move) = (self.movable + 1, self.to_move + bytes);
+        }
+    }
+
+    /// The segment that a place points into.
+    pub(crate) fn segment(&self, chunk: u32) -> &Segment {
+        self.segments[chunk as usize].as_ref().expect("a place names a chunk that holds a segment")
+    }
+
+    pub(crate) fn segment_mut(&mut self, chunk: u32) -> &mut Segment {
+        self.segments[chunk as usize].as_mut().expect("a place names a chunk that holds a segment")
+    }
+
+    /// Segments that are full or of an earlier start, and that cleaning is not at work on.
+    pub(crate) fn sealed(&self) -> impl Iterator<Item = (u32, &Segment)> {
+        (0..).zip(&self.segments).filter_map(|(chunk, segment)| {
+            segment.as_ref().filter(|segment| segment.phase == Phase::Sealed).map(|segment| (chunk, segment))
+        })
+    }
+
+    /// What a key's index entry pointed at, and what it points at now.
+    pub(crate) fn moved(&mut self, old: Option<Place>, new: Option<Place>) {
+        if let Some(new) = new.filter(|place| !place.is_pending()) {
+            self.adjust(new.chunk, |segment| segment.live += u64::from(new.length));
+        }
+        if let Some(old) = old.filter(|place| !place.is_pending()) {
+            self.adjust(old.chunk, |segment| segment.live -= u64::from(old.length));
+        }
+    }
+
+    /// A group's log has an entry at `place`.
+    pub(crate) fn retain(&mut self, place: Place) {
+        self.adjust(place.chunk, |segment| segment.retained += u64::from(place.length));
+    }
+
+    /// A group's log has no entry at `place` any more.
+    pub(crate) fn release(&mut self, place: Place) {
+        if !place.is_pending() {
+            self.adjust(place.chunk, |segment| segment.retained -= u64::from(place.length));
+        }
+    }
+
+    /// A record of the group is durable at `place`, and deletes a key if `deletes`.
+    pub(crate) fn holds(&mut self, slot: u32, place: Place, deletes: bool) {
+        self.largest = self.largest.max(place.length);
+        if deletes {
+            self.adjust(place.chunk, |segment| segment.deletes += u64::from(place.length));
+        }
+        let segment = self.segment_mut(place.chunk);
+        if segment.slots.last() != Some(&slot) {
+            segment.slots.insert(slot);
+        }
+    }
+
+    pub(crate) fn pin(&mut self, chunk: u32) {
+        self.segment_mut(chunk).pins += 1;
+    }
+
+    /// The read is over. True if the chunk is free now.
+    pub(crate) fn unpin(&mut self, chunk: u32) -> bool {
+        let segment = self.segment_mut(chunk);
+        segment.pins -= 1;
+        let recycled = segment.pins == 0 && segment.phase == Phase::Freed;
+        if recycled {
+            self.recycle(chunk);
+        }
+        recycled
+    }
+
+    /// The segment is durable to its end.
+    pub(crate) fn seal(&mut self, chunk: u32) {
+        let segment = self.segment_mut(chunk);
+        assert_eq!(segment.phase, Phase::Sealing);
+        self.adjust(chunk, |segment| segment.phase = Phase::Sealed);
+    }
+
+    /// Cleaning takes the segment: nobody else will.
+    pub(crate) fn begin_cleaning(&mut self, chunk: u32) {
+        let segment = self.segment_mut(chunk);
+        assert_eq!(segment.phase, Phase::Sealed);
+        segment.phase = Phase::Cleaned;
+    }
+
+    /// Cleaning leaves the segment as it is, for good.
+    pub(crate) fn give_up_cleaning(&mut self, chunk: u32) {
+        self.adjust(chunk, |segment| (segment.phase, segment.unreadable) = (Phase::Sealed, true));
+    }
+
+    /// Cleaning leaves the segment as it is until `lsn` is durable.
+    pub(crate) fn postpone_cleaning(&mut self, chunk: u32, lsn: u64) {
+        let segment = self.segment_mut(chunk);
+        segment.phase = Phase::Sealed;
+        segment.not_before = lsn;
+    }
+
+    /// Whether every segment but this one begins after `lsn`.
+    pub(crate) fn all_others_begin_after(&self, chunk: u32, lsn: Lsn) -> bool {
+        let before = |segment: &Segment| {
+            segment.phase != Phase::Freed && segment.first_lsn.is_some_and(|first| first < lsn)
+        };
+        (0..).zip(&self.segments).all(|(at, segment)| at == chunk || !segment.as_ref().is_some_and(before))
+    }
+
+    /// A frame is durable, with its number and the LSN of its first record.
+    pub(crate) fn wrote(&mut self, chunk: u32, number: u64, lsn: Lsn) {
+        let segment = self.segment_mut(chunk);
+        segment.frames.insert(number);
+        segment.first_lsn.get_or_insert(lsn);
+    }
+
+    /// What the anchor must say before the segment is free.
+    pub(crate) fn freed_segment(&self, chunk: u32) -> FreedSegment {
+        let segment = self.segment(chunk);
+        FreedSegment { generation: segment.stamp.generation, frames: segment.frames }
+    }
+
+    /// The anchor says that the segment is void: its chunk is free as soon as nobody reads it.
+    pub(crate) fn free(&mut self, chunk: u32) {
+        let segment = self.segment_mut(chunk);
+        assert_eq!((segment.phase, segment.live, segment.retained), (Phase::Cleaned, 0, 0));
+        self.adjust(chunk, |segment| segment.phase = Phase::Freed);
+        if self.segment(chunk).pins == 0 {
+            self.recycle(chunk);
+        }
+    }
+
+    fn recycle(&mut self, chunk: u32) {
+        self.wear[chunk as usize] += 1;
+        self.free.insert((self.wear[chunk as usize], chunk));
     }
 
     pub(crate) fn free_chunks(&self) -> u32 {
         self.free.len() as u32
     }
 
-    /// Bytes of frames that the open segment still takes.
-    fn open_rest(&self) -> u32 {
-        self.user.open.map_or(0, |open| self.layout.chunk_bytes - open.filled)
+    /// Bytes of frames that the stream's open segment still takes.
+    fn open_rest(&self, stream: Stream) -> u32 {
+        self.open[stream.slot()].map_or(0, |chunk| self.layout.chunk_bytes - self.segment(chunk).filled)
     }
 
     pub(crate) fn free_bytes(&self) -> u64 {
         u64::from(self.free_chunks()) * u64::from(self.layout.segment_capacity())
-            + u64::from(self.open_rest())
+            + u64::from(self.open_rest(Stream::User))
     }
 
     /// Bytes of the slice that hold something or were left behind by a seal.
     pub(crate) fn used_bytes(&self) -> u64 {
         let free = u64::from(self.free_chunks()) * u64::from(self.layout.chunk_bytes);
         let slice = u64::from(self.layout.chunk_count) * u64::from(self.layout.chunk_bytes);
-        slice - free - u64::from(self.open_rest())
+        let open: u64 = Stream::ALL.iter().map(|stream| u64::from(self.open_rest(*stream))).sum();
+        slice - free - open
     }
 
-    /// Whole free chunks that records of `bytes` in total may take, the largest being `largest` bytes: an upper
-    /// bound. Each record counts as if it were alone in its frame (`record_cost`).
-    pub(crate) fn chunks_needed(&self, bytes: u64, largest: u64) -> u64 {
-        if bytes <= u64::from(self.open_rest()) {
+    /// Chunks that cleaning can still win, at least: what is needed of the sealed segments fits the others. `sealing`: a
+    /// segment that will be sealed first.
+    pub(crate) fn reclaimable_chunks(&self, sealing: Option<Stream>) -> u64 {
+        let capacity = u64::from(self.layout.segment_capacity());
+        let dense = dense_bytes(&self.layout);
+        let (mut movable, mut to_move) = (self.movable, self.to_move);
+        if let Some(chunk) = sealing.and_then(|stream| self.open[stream.slot()]) {
+            let segment = self.segment(chunk);
+            if segment.retained == 0 && segment.needed() < dense {
+                (movable, to_move) = (movable + 1, to_move + segment.needed());
+            }
+        }
+        // A segment is left when the next record does not fit; two neighbours together hold more than one capacity.
+        let packed = dense.saturating_sub(u64::from(self.largest)).max(capacity / 2);
+        movable.saturating_sub(to_move.div_ceil(packed))
+    }
+
+    /// Seals an open segment that cleaning would win something from, before it is full. No flush may be under way.
+    pub(crate) fn seal_early(&mut self) -> bool {
+        let capacity = u64::from(self.layout.segment_capacity());
+        let worth = |log: &Self, stream: &Stream| {
+            log.open[stream.slot()].is_some_and(|chunk| {
+                let segment = log.segment(chunk);
+                segment.retained == 0 && segment.needed() < capacity / 2
+            })
+        };
+        let Some(stream) = Stream::ALL.into_iter().find(|stream| worth(self, stream)) else { return false };
+        let Some(chunk) = self.open[stream.slot()].take() else { return false };
+        self.segment_mut(chunk).phase = Phase::Sealing;
+        self.seal(chunk);
+        true
+    }
+
+    /// Whole free chunks that records of `bytes` in total may take in a stream, the largest being `largest` bytes: an
+    /// upper bound. Each record counts as if it were alone in its frame (`record_cost`).
+    pub(crate) fn chunks_needed(&self, stream: Stream, bytes: u64, largest: u64) -> u64 {
+        if bytes <= u64::from(self.open_rest(stream)) {
             return 0;
         }
         let capacity = u64::from(self.layout.segment_capacity());
@@ -133,11 +406,18 @@ impl Log {
         u64::from(self.layout.frame_bytes(record_bytes))
     }
 
-    /// Decides where records of these lengths go, and takes the space. The frames are to be written in the order given.
-    pub(crate) fn plan(&mut self, lengths: impl Iterator<Item = u32>) -> Vec<FramePlan> {
+    /// Decides where records of these streams and lengths go, and takes the space. Records of a stream stand together, and
+    /// its frames are to be written in the order given. `clock` is the shard's.
+    pub(crate) fn plan(
+        &mut self,
+        records: impl Iterator<Item = (Stream, u32)>,
+        clock: u64,
+    ) -> Vec<FramePlan> {
         let mut frames: Vec<FramePlan> = Vec::new();
-        for (at, length) in lengths.enumerate() {
-            if let Some(frame) = frames.last_mut()
+        let mut stream = None;
+        for (at, (of, length)) in records.enumerate() {
+            if stream == Some(of)
+                && let Some(frame) = frames.last_mut()
                 && self.grows(frame, length)
             {
                 frame.records.end = at + 1;
@@ -145,16 +425,17 @@ impl Log {
                 continue;
             }
             self.close_frame(frames.last());
-            let fits = self.user.open.is_some_and(|open| {
-                open.filled < self.layout.chunk_bytes
-                    && self.layout.frame_bytes(length) <= self.layout.chunk_bytes - open.filled
-            });
-            let opens = (!fits).then(|| self.open_next());
-            let open = self.user.open.expect("a segment was opened");
+            stream = Some(of);
+            let rest = self.open_rest(of);
+            let opens =
+                (rest == 0 || self.layout.frame_bytes(length) > rest).then(|| self.open_next(of, clock));
+            let chunk = self.open[of.slot()].expect("a segment was opened");
+            let segment = self.segment(chunk);
             frames.push(FramePlan {
-                chunk: open.chunk,
-                stamp: open.stamp,
-                offset: open.filled,
+                chunk,
+                stream: of,
+                stamp: segment.stamp,
+                offset: segment.filled,
                 opens,
                 records: at..at + 1,
                 body_bytes: length,
@@ -173,22 +454,36 @@ impl Log {
     }
 
     fn close_frame(&mut self, frame: Option<&FramePlan>) {
-        if let (Some(frame), Some(open)) = (frame, &mut self.user.open)
-            && frame.chunk == open.chunk
-        {
-            open.filled = frame.offset + self.layout.frame_bytes(frame.body_bytes);
+        if let Some(frame) = frame {
+            let end = frame.offset + self.layout.frame_bytes(frame.body_bytes);
+            self.segment_mut(frame.chunk).filled = end;
         }
     }
 
-    fn open_next(&mut self) -> Opening {
-        let left = self.user.open.filter(|open| open.filled < self.layout.chunk_bytes);
+    fn open_next(&mut self, stream: Stream, clock: u64) -> Opening {
+        let leaves = self.open[stream.slot()].take().map(|chunk| {
+            let chunk_bytes = self.layout.chunk_bytes;
+            let segment = self.segment_mut(chunk);
+            segment.phase = Phase::Sealing;
+            Left { chunk, full: segment.filled == chunk_bytes }
+        });
         let (_, chunk) = self.free.pop_first().expect("what was admitted has room");
         self.segments_opened += 1;
         let stamp = Stamp::new(self.slice, Generation::new(self.epoch, self.segments_opened));
-        self.stamps[chunk as usize] = Some(stamp);
-        self.user.open = Some(OpenSegment { chunk, stamp, filled: self.layout.unit_bytes });
-        Opening { lifetime: self.user.lifetime, leaves: left.map(|open| ChunkId(open.chunk)) }
+        let segment = Segment::opened(stamp, stream, clock, self.layout.unit_bytes);
+        let before = self.segments[chunk as usize].replace(segment);
+        self.open[stream.slot()] = Some(chunk);
+        Opening { leaves, forgets: before.map(|before| before.stamp.generation) }
     }
+}
+
+/// What headers and padding of frames take of a dense segment, at most, in bytes.
+const FRAMING_BYTES: u64 = 256 << 10;
+
+/// Bytes of records that a segment holds if it is filled with large frames.
+pub(crate) fn dense_bytes(layout: &Layout) -> u64 {
+    let capacity = u64::from(layout.segment_capacity());
+    capacity - FRAMING_BYTES.min(capacity / 8)
 }
 
 #[cfg(test)]
@@ -214,48 +509,54 @@ mod tests {
     fn log() -> Log {
         let layout = Layout::new(&GEOMETRY).unwrap();
         let free = (2..40).map(|chunk| (u32::from(chunk == 2), chunk)).collect();
-        Log::new(layout, SLICE, 7, free, vec![None; 40])
+        let mut segments = Vec::new();
+        segments.resize_with(40, || None);
+        Log::new(layout, SLICE, 7, free, vec![0; 40], segments)
+    }
+
+    fn user(lengths: impl IntoIterator<Item = u32>) -> impl Iterator<Item = (Stream, u32)> {
+        lengths.into_iter().map(|length| (Stream::User, length))
     }
 
     #[test]
     fn a_flush_continues_the_open_segment_and_spills_into_the_least_worn_free_one() {
         let mut log = log();
-        let frames = log.plan([100, 200].into_iter());
+        let frames = log.plan(user([100, 200]), 0);
         assert_eq!(
             frames,
             [FramePlan {
                 chunk: 3,
+                stream: Stream::User,
                 stamp: Stamp::new(SLICE, Generation::new(7, 1)),
                 offset: 512,
-                opens: Some(Opening { lifetime: USER_LIFETIME, leaves: None }),
+                opens: Some(Opening { leaves: None, forgets: None }),
                 records: 0..2,
                 body_bytes: 300
             }]
         );
-        let frames = log.plan([14_000, 1000, 1000].into_iter());
+        let frames = log.plan(user([14_000, 1000, 1000]), 0);
         let places: Vec<_> = frames
             .iter()
             .map(|frame| (frame.chunk, frame.offset, frame.opens.is_some(), frame.records.clone()))
             .collect();
         assert_eq!(places, [(3, 1024, false, 0..2), (4, 512, true, 2..3)]);
-        let place = Place { chunk: 4, offset: 0, length: 1 };
-        assert_eq!(log.stamp(place).generation, Generation::new(7, 2));
+        assert_eq!(log.segment(4).stamp.generation, Generation::new(7, 2));
     }
 
     #[test]
     fn a_segment_that_is_left_before_it_is_full_is_named() {
         let mut log = log();
         let mut left = |length: u32| {
-            let frames = log.plan([length].into_iter());
+            let frames = log.plan(user([length]), 0);
             let [frame] = &frames[..] else { panic!("{frames:?}") };
             (frame.chunk, frame.opens.map(|opening| opening.leaves))
         };
         let full = 32 * 512 - 512 - frame::HEADER_BYTES as u32;
         assert_eq!(left(9000), (3, Some(None)));
-        assert_eq!(left(9000), (4, Some(Some(ChunkId(3)))));
+        assert_eq!(left(9000), (4, Some(Some(Left { chunk: 3, full: false }))));
         assert_eq!(left(100), (4, None));
-        assert_eq!(left(full), (5, Some(Some(ChunkId(4)))));
-        assert_eq!(left(100), (6, Some(None)), "the one before is full");
+        assert_eq!(left(full), (5, Some(Some(Left { chunk: 4, full: false }))));
+        assert_eq!(left(100), (6, Some(Some(Left { chunk: 5, full: true }))));
     }
 
     proptest! {
@@ -268,12 +569,12 @@ mod tests {
             for lengths in flushes {
                 let lengths: Vec<u32> = lengths.into_iter().map(|length| length.min(limit)).collect();
                 let costs = lengths.iter().map(|length| log.record_cost(*length));
-                let needed = log.chunks_needed(costs.clone().sum(), costs.max().unwrap_or(0));
+                let needed = log.chunks_needed(Stream::User, costs.clone().sum(), costs.max().unwrap_or(0));
                 if needed > u64::from(log.free_chunks()) {
                     break;
                 }
                 let before = log.free_chunks();
-                let frames = log.plan(lengths.iter().copied());
+                let frames = log.plan(user(lengths.iter().copied()), 0);
                 prop_assert!(u64::from(before - log.free_chunks()) <= needed);
                 let mut next = 0;
                 let mut chunks = BTreeSet::new();

@@ -158,6 +158,13 @@ pub struct Ops<'a> {
     rest: &'a [u8],
 }
 
+impl Ops<'_> {
+    /// Bytes of the payload that were not read yet.
+    pub(crate) fn rest_bytes(&self) -> usize {
+        self.rest.len()
+    }
+}
+
 impl<'a> Iterator for Ops<'a> {
     type Item = Result<Op<'a>, OpError>;
 
@@ -171,6 +178,11 @@ impl<'a> Iterator for Ops<'a> {
         }
         Some(op)
     }
+}
+
+/// Whether the first op of the payload is a delete.
+pub(crate) fn is_delete(payload: &[u8]) -> bool {
+    payload.first() == Some(&TAG_DELETE)
 }
 
 fn take_op<'a>(rest: &mut &'a [u8]) -> Result<Op<'a>, OpError> {

@@ -1,8 +1,8 @@
 //! Reading: from the tail, from the cache, or with one direct read of the sectors that hold the record.
 //!
 //! Invariants: what to read is decided at the call, before the first await; what was read counts only if checksum,
-//! group, incarnation, index and term are those of the record that was asked for (rule 10). Segments are not erased
-//! yet, so a place stays good while a read is under way.
+//! group, incarnation, index and term are those of the record that was asked for (rule 10). A read pins its segment: it is
+//! not written again while the read is under way, so the place stays good.
 
 use std::ops::Bound;
 
@@ -14,11 +14,11 @@ use crate::entry::{ENTRY_OPS, Entry, GroupId, Value};
 use crate::error::ReadError;
 use crate::group::Group;
 use crate::index::{Located, Place};
+use crate::lineage;
 use crate::op::{self, Said};
 use crate::pipeline::Pipeline;
-use crate::record::{self, RecordKind};
+use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::Stamp;
-use crate::slice::Layout;
 use crate::store::{Shared, Store};
 
 /// Reads of one call that run at once.
@@ -65,13 +65,50 @@ enum Source {
     Medium(Wanted),
 }
 
+/// A source that stays good.
+enum Held<'a, M: Media> {
+    Memory(Bytes),
+    Medium(Pinned<'a, M>),
+}
+
+impl<'a, M: Media> Held<'a, M> {
+    fn new(shared: &'a Shared<M>, core: &mut Core, source: Source) -> Self {
+        match source {
+            Source::Memory(payload) => Held::Memory(payload),
+            Source::Medium(wanted) => Held::Medium(Pinned::new(shared, core, wanted)),
+        }
+    }
+}
+
+/// A record that is to be read, in a segment that is not written again before.
+struct Pinned<'a, M: Media> {
+    shared: &'a Shared<M>,
+    wanted: Wanted,
+}
+
+impl<'a, M: Media> Pinned<'a, M> {
+    fn new(shared: &'a Shared<M>, core: &mut Core, wanted: Wanted) -> Self {
+        core.log.pin(wanted.place.chunk);
+        Self { shared, wanted }
+    }
+}
+
+impl<M: Media> Drop for Pinned<'_, M> {
+    fn drop(&mut self) {
+        let recycled = self.shared.core.borrow_mut().log.unpin(self.wanted.place.chunk);
+        if recycled {
+            self.shared.work.wake_all();
+        }
+    }
+}
+
 /// A row of a scan before it is read: key, version, payload.
-type ImageRow = (Bytes, u64, Source);
+type ImageRow<'a, M> = (Bytes, u64, Held<'a, M>);
 
 impl Core {
     fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
         let group = &self.groups[slot as usize];
-        let term = group.term_at(index).expect("a live version is in the log");
+        let term = lineage::term_at(&group.runs, index).expect("the lineage goes back to the first entry");
         Wanted {
             slot,
             group: group.id,
@@ -79,17 +116,20 @@ impl Core {
             index,
             term,
             place,
-            stamp: self.log.stamp(place),
+            stamp: self.log.segment(place.chunk).stamp,
         }
     }
 
     /// The payload of a live version, from memory if it is there.
-    fn source(&mut self, slot: u32, located: Located) -> Source {
+    fn source(&mut self, slot: u32, key: &[u8], located: Located) -> Source {
         let group = &self.groups[slot as usize];
         if let Some(entry) = group.tail_entry(located.version) {
             return Source::Memory(entry.payload.clone());
         }
-        if let Some(payload) = self.cache.get((slot, located.version)) {
+        // Of an entry of several ops, only some may have been read.
+        if let Some(payload) = self.cache.get((slot, located.version))
+            && value_in(&payload, key, located.version).is_some()
+        {
             return Source::Memory(payload);
         }
         assert!(!located.place.is_pending(), "what is not placed is in the tail");
@@ -123,7 +163,7 @@ impl<M: Media> Store<M> {
         let mut core = self.shared.core.borrow_mut();
         let Some(slot) = core.slot(group) else { return Lookup::Absent };
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
-        match core.source(slot, located) {
+        match core.source(slot, key, located) {
             Source::Memory(payload) => Lookup::Ready(in_memory(&payload, key, located.version)),
             Source::Medium(wanted) => Lookup::OnMedia { bytes: wanted.place.length },
         }
@@ -131,16 +171,16 @@ impl<M: Media> Store<M> {
 
     /// The value that the key has in the applied index at the time of the call.
     pub async fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Value>, ReadError> {
-        let wanted = {
+        let pinned = {
             let mut core = self.shared.core.borrow_mut();
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
-            match core.source(slot, located) {
+            match core.source(slot, key, located) {
                 Source::Memory(payload) => return Ok(Some(in_memory(&payload, key, located.version))),
-                Source::Medium(wanted) => wanted,
+                Source::Medium(wanted) => Pinned::new(&self.shared, &mut core, wanted),
             }
         };
-        read_value(&self.shared, wanted, key).await.map(Some)
+        read_value(pinned, key).await.map(Some)
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
@@ -164,8 +204,8 @@ impl<M: Media> Store<M> {
             {
                 pipeline.push(async move {
                     let value = match source {
-                        Source::Memory(payload) => in_memory(&payload, &key, version),
-                        Source::Medium(wanted) => read_value(&self.shared, wanted, &key).await?,
+                        Held::Memory(payload) => in_memory(&payload, &key, version),
+                        Held::Medium(pinned) => read_value(pinned, &key).await?,
                     };
                     Ok::<_, ReadError>((key, value))
                 });
@@ -185,7 +225,7 @@ impl<M: Media> Store<M> {
         end: Bound<&[u8]>,
         count_max: usize,
         bytes_max: usize,
-    ) -> Result<(Vec<ImageRow>, bool), ReadError> {
+    ) -> Result<(Vec<ImageRow<'_, M>>, bool), ReadError> {
         let mut core = self.shared.core.borrow_mut();
         let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
         let mut found = Vec::new();
@@ -210,12 +250,12 @@ impl<M: Media> Store<M> {
             if bytes >= bytes_max && !image.is_empty() {
                 return Ok((image, true));
             }
-            let source = core.source(slot, located);
+            let source = core.source(slot, &key, located);
             bytes += match &source {
                 Source::Memory(payload) => payload.len(),
                 Source::Medium(wanted) => wanted.payload_bytes() as usize,
             };
-            image.push((key, located.version, source));
+            image.push((key, located.version, Held::new(&self.shared, &mut core, source)));
         }
         Ok((image, more))
     }
@@ -260,26 +300,24 @@ impl<M: Media> Store<M> {
         bytes_max: u64,
     ) -> Result<Vec<Entry>, ReadError> {
         let mut sources = {
-            let core = self.shared.core.borrow();
+            let mut core = self.shared.core.borrow_mut();
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let at = &core.groups[slot as usize];
-            let range = entry_range(at, from, count_max).ok_or(ReadError::OutOfLog {
-                index: from,
-                first: at.first_index,
-                last: at.last_index,
-            })?;
+            let (first, last) = (at.first_index, at.last_index);
+            let range = entry_range(at, from, count_max);
+            let range = range.ok_or(ReadError::OutOfLog { index: from, first, last })?;
             let mut sources = Vec::new();
             let mut bytes = 0;
             for index in range {
                 if bytes >= bytes_max && !sources.is_empty() {
                     break;
                 }
-                let source = core.entry_source(slot, index);
-                bytes += match &source.2 {
+                let (term, kind, source) = core.entry_source(slot, index);
+                bytes += match &source {
                     Source::Memory(payload) => payload.len() as u64,
                     Source::Medium(wanted) => u64::from(wanted.payload_bytes()),
                 };
-                sources.push(source);
+                sources.push((term, kind, Held::new(&self.shared, &mut core, source)));
             }
             sources.into_iter()
         };
@@ -291,8 +329,8 @@ impl<M: Media> Store<M> {
             {
                 pipeline.push(async move {
                     let (kind, payload) = match source {
-                        Source::Memory(payload) => (kind, payload),
-                        Source::Medium(wanted) => read_record(&self.shared, &wanted).await?,
+                        Held::Memory(payload) => (kind, payload),
+                        Held::Medium(pinned) => read_verified(&pinned, Wanted::entry_in).await?,
                     };
                     Ok::<_, ReadError>(Entry { term, kind, payload })
                 });
@@ -318,13 +356,13 @@ fn in_memory(payload: &Bytes, key: &[u8], version: u64) -> Value {
     value_in(payload, key, version).expect("a live version puts its key, and payloads in memory are sound")
 }
 
-async fn read_value<M: Media>(shared: &Shared<M>, wanted: Wanted, key: &[u8]) -> Result<Value, ReadError> {
-    let (kind, payload) = read_record(shared, &wanted).await?;
+async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Value, ReadError> {
+    let payload = read_verified(&pinned, Wanted::value_in).await?;
+    let wanted = &pinned.wanted;
     // The record is the one that was asked for; that it says nothing of the key means that the index is wrong
     // about this device's content, as seen after a recovery. It is an error, never another key's value.
-    let value = (kind == ENTRY_OPS).then(|| value_in(&payload, key, wanted.index)).flatten();
-    let value = value.ok_or_else(|| wanted.damaged())?;
-    let mut core = shared.core.borrow_mut();
+    let value = value_in(&payload, key, wanted.index).ok_or_else(|| wanted.damaged())?;
+    let mut core = pinned.shared.core.borrow_mut();
     core.counters.cache_misses += 1;
     core.cache.insert((wanted.slot, wanted.index), payload);
     Ok(value)
@@ -343,43 +381,65 @@ impl Wanted {
             offset: self.place.offset,
         }
     }
-}
 
-/// The entry kind and payload of a record. A failure or a mismatch is tried once more.
-async fn read_record<M: Media>(shared: &Shared<M>, wanted: &Wanted) -> Result<(u8, Bytes), ReadError> {
-    let layout = shared.core.borrow().layout;
-    match read_once(&shared.media, &layout, wanted).await {
-        Ok(Some(found)) => Ok(found),
-        Err(MediaError::PowerLost) => Err(MediaError::PowerLost.into()),
-        _ => match read_once(&shared.media, &layout, wanted).await? {
-            Some(found) => Ok(found),
-            None => Err(wanted.damaged()),
-        },
+    /// Whether a record is the one that is wanted, or a part of it. What cleaning moved has no term any more.
+    fn is(&self, header: &RecordHeader) -> bool {
+        let kind = match header.kind {
+            RecordKind::Entry => header.term == self.term,
+            RecordKind::Settled => true,
+            RecordKind::State | RecordKind::Tombstone => false,
+        };
+        kind && header.group == self.group
+            && header.incarnation == self.incarnation
+            && header.index == self.index
+    }
+
+    /// The payload of a record that holds one put.
+    fn value_in(&self, bytes: &[u8]) -> Option<Bytes> {
+        let record = record::decode(bytes, self.stamp)?;
+        let ops = record.header.kind == RecordKind::Settled || record.header.entry_kind == ENTRY_OPS;
+        (self.is(&record.header) && ops).then(|| Bytes::copy_from_slice(record.payload))
+    }
+
+    /// Kind and payload of an entry, put together from its records.
+    fn entry_in(&self, mut bytes: &[u8]) -> Option<(u8, Bytes)> {
+        let first = record::decode(bytes, self.stamp)?;
+        let mut payload = Vec::with_capacity(bytes.len());
+        for left in (0..=first.header.parts_left).rev() {
+            let record = record::decode(bytes, self.stamp)?;
+            let header = &record.header;
+            if header.kind != RecordKind::Entry || header.parts_left != left || !self.is(header) {
+                return None;
+            }
+            payload.extend_from_slice(record.payload);
+            bytes = bytes.get(header.record_bytes() as usize..)?;
+        }
+        bytes.is_empty().then(|| (first.header.entry_kind, payload.into()))
     }
 }
 
-async fn read_once<M: Media>(
-    media: &M,
-    layout: &Layout,
-    wanted: &Wanted,
-) -> Result<Option<(u8, Bytes)>, MediaError> {
-    let Place { chunk, offset, length } = wanted.place;
-    let first = layout.sector_of(offset);
-    let end = (offset + length).div_ceil(layout.sector_bytes);
-    let buf = AlignedBuf::zeroed(((end - first) * layout.sector_bytes) as usize);
-    let (result, buf) = media.read(ChunkId(chunk), first, buf).await;
-    result?;
-    let at = (offset - first * layout.sector_bytes) as usize;
-    let Some(record) = record::decode(&buf[at..at + length as usize], wanted.stamp) else {
-        return Ok(None);
+/// What `take` finds in the bytes of a record. A failure or a mismatch is tried once more.
+async fn read_verified<M: Media, T>(
+    pinned: &Pinned<'_, M>,
+    take: impl Fn(&Wanted, &[u8]) -> Option<T>,
+) -> Result<T, ReadError> {
+    let Pinned { shared, wanted } = pinned;
+    let layout = shared.core.borrow().layout;
+    let once = async || {
+        let Place { chunk, offset, length } = wanted.place;
+        let first = layout.sector_of(offset);
+        let end = (offset + length).div_ceil(layout.sector_bytes);
+        let buf = AlignedBuf::zeroed(((end - first) * layout.sector_bytes) as usize);
+        let (result, buf) = shared.media.read(ChunkId(chunk), first, buf).await;
+        result?;
+        let at = (offset - first * layout.sector_bytes) as usize;
+        Ok::<_, MediaError>(take(wanted, &buf[at..at + length as usize]))
     };
-    let header = record.header;
-    let same = header.kind == RecordKind::Entry
-        && header.group == wanted.group
-        && header.incarnation == wanted.incarnation
-        && header.index == wanted.index
-        && header.term == wanted.term;
-    Ok(same.then(|| (header.entry_kind, Bytes::copy_from_slice(record.payload))))
+    match once().await {
+        Ok(Some(found)) => Ok(found),
+        Err(MediaError::PowerLost) => Err(MediaError::PowerLost.into()),
+        _ => once().await?.ok_or_else(|| wanted.damaged()),
+    }
 }
 
 #[cfg(test)]
@@ -458,15 +518,19 @@ mod tests {
             let place = core.groups[slot as usize].index.get(b"k").unwrap().place;
             core.wanted(slot, 1, place)
         };
-        assert!(now(read_record(&store.shared, &wanted)).is_ok());
+        let read = |wanted: Wanted| {
+            let pinned = Pinned::new(&store.shared, &mut store.shared.core.borrow_mut(), wanted);
+            now(read_verified(&pinned, Wanted::value_in))
+        };
+        assert!(read(wanted).is_ok());
         wanted.incarnation += 1;
-        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+        assert!(matches!(read(wanted), Err(ReadError::Damaged { .. })));
         wanted.incarnation -= 1;
         wanted.term += 1;
-        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+        assert!(matches!(read(wanted), Err(ReadError::Damaged { .. })));
         wanted.term -= 1;
         let next = crate::segment::Generation(wanted.stamp.generation.0 + 1);
         wanted.stamp = Stamp::new(store.shared.slice, next);
-        assert!(matches!(now(read_record(&store.shared, &wanted)), Err(ReadError::Damaged { .. })));
+        assert!(matches!(read(wanted), Err(ReadError::Damaged { .. })));
     }
 }

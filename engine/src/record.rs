@@ -1,31 +1,41 @@
-//! The record: one log entry or one group state, verifiable by itself.
+//! The record: one op of a log entry, one value or tombstone that cleaning moved, or one group state; verifiable by itself.
 //!
 //! ```text
 //!  0  crc32c u32, from the segment's stamp over bytes 4.. of header and payload
 //!  4  payload bytes u32      16  group u64
 //!  8  kind u8                24  index u64   (state: commit)
-//!  9  entry kind u8          32  term u64    (state: hard state's term)
-//! 10  zero u16               40  payload
+//!  9  entry kind u8          32  term u64    (state: hard state's term; settled and tombstone: 0)
+//! 10  parts left u16         40  payload
 //! 12  incarnation u32
 //! ```
+//!
+//! An entry of several ops is a run of records, one for each op, in one frame: `parts left` counts those that follow. So
+//! every record but a state is about one key at most: it is read, found dead, and moved by itself.
 //!
 //! Invariant: a reader never trusts a place. It checks checksum, group, incarnation, index and term of what it got
 //! (rule 10): a place that went stale yields an error, not another key's value.
 
 use crate::cursor::Cursor;
-use crate::entry::GroupId;
+use crate::entry::{ENTRY_OPS, GroupId};
+use crate::index::Place;
+use crate::op::{self, Op};
 use crate::segment::Stamp;
 
 /// Bytes before the payload.
 pub(crate) const HEADER_BYTES: usize = 40;
 
-/// What a record holds. Codes 3 (settled) and 4 (tombstone) are reserved for cleaning.
+/// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RecordKind {
-    /// A Raft log entry; its payload is the entry's.
+    /// An op of a Raft log entry, or a whole entry without ops.
     Entry,
     /// The state of a whole group ([`crate::state_record`]).
     State,
+    /// A put that is known to be committed, moved by cleaning. Its index is that of the entry that it came with; it
+    /// needs no lineage.
+    Settled,
+    /// A delete that is known to be committed, moved by cleaning.
+    Tombstone,
 }
 
 impl RecordKind {
@@ -33,6 +43,8 @@ impl RecordKind {
         match self {
             RecordKind::Entry => 1,
             RecordKind::State => 2,
+            RecordKind::Settled => 3,
+            RecordKind::Tombstone => 4,
         }
     }
 
@@ -40,6 +52,8 @@ impl RecordKind {
         match code {
             1 => Some(RecordKind::Entry),
             2 => Some(RecordKind::State),
+            3 => Some(RecordKind::Settled),
+            4 => Some(RecordKind::Tombstone),
             _ => None,
         }
     }
@@ -51,6 +65,8 @@ pub(crate) struct RecordHeader {
     pub(crate) payload_bytes: u32,
     pub(crate) kind: RecordKind,
     pub(crate) entry_kind: u8,
+    /// Records of the same entry that follow.
+    pub(crate) parts_left: u16,
     pub(crate) incarnation: u32,
     pub(crate) group: GroupId,
     pub(crate) index: u64,
@@ -71,7 +87,7 @@ pub(crate) fn encode(header: &RecordHeader, payload: &[u8], stamp: Stamp, out: &
     out[4..8].copy_from_slice(&header.payload_bytes.to_le_bytes());
     out[8] = header.kind.code();
     out[9] = header.entry_kind;
-    out[10..12].fill(0);
+    out[10..12].copy_from_slice(&header.parts_left.to_le_bytes());
     out[12..16].copy_from_slice(&header.incarnation.to_le_bytes());
     out[16..24].copy_from_slice(&header.group.0.to_le_bytes());
     out[24..32].copy_from_slice(&header.index.to_le_bytes());
@@ -97,19 +113,41 @@ pub(crate) fn decode(bytes: &[u8], stamp: Stamp) -> Option<Record<'_>> {
     let payload_bytes = cursor.u32()?;
     let kind = cursor.u8()?;
     let entry_kind = cursor.u8()?;
-    let reserved = cursor.u16()?;
+    let parts_left = cursor.u16()?;
     let incarnation = cursor.u32()?;
     let group = GroupId(cursor.u64()?);
     let index = cursor.u64()?;
     let term = cursor.u64()?;
     let payload = cursor.take(payload_bytes as usize)?;
     let covered = &bytes[4..HEADER_BYTES + payload.len()];
-    if crc32c::crc32c_append(stamp.seed, covered) != crc || reserved != 0 {
+    if crc32c::crc32c_append(stamp.seed, covered) != crc {
         return None;
     }
     let kind = RecordKind::from_code(kind)?;
-    let header = RecordHeader { payload_bytes, kind, entry_kind, incarnation, group, index, term };
+    let header =
+        RecordHeader { payload_bytes, kind, entry_kind, parts_left, incarnation, group, index, term };
     Some(Record { header, payload, crc })
+}
+
+/// The ops of a sound payload, each with the place of its record, for an entry (or a moved record) that stands at `place`.
+pub(crate) fn parts(payload: &[u8], place: Place) -> impl Iterator<Item = (Op<'_>, Place)> {
+    let mut ops = op::decode(payload);
+    let mut offset = place.offset;
+    std::iter::from_fn(move || {
+        let before = ops.rest_bytes();
+        let op = ops.next()?.expect("ops are checked before they are stored");
+        let length = HEADER_BYTES as u32 + (before - ops.rest_bytes()) as u32;
+        let at = if place.is_pending() { place } else { Place { chunk: place.chunk, offset, length } };
+        offset += length;
+        Some((op, at))
+    })
+}
+
+/// How many records an entry of this payload is written as, and their bytes in total, headers included.
+pub(crate) fn entry_shape(kind: u8, payload: &[u8]) -> (u32, u32) {
+    let ops = if kind == ENTRY_OPS { op::decode(payload).count() } else { 1 };
+    let records = ops.max(1) as u32;
+    (records, records * HEADER_BYTES as u32 + payload.len() as u32)
 }
 
 #[cfg(test)]
@@ -130,6 +168,7 @@ mod tests {
             payload_bytes: payload.len() as u32,
             kind: RecordKind::Entry,
             entry_kind: 1,
+            parts_left: 0,
             incarnation: 4,
             group: GroupId(0x1122),
             index: 0x3344,

@@ -18,23 +18,27 @@
 //! damaged afterwards; it is taken for torn.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use terrane_ocssd::{ChunkId, ChunkState, Media};
 
-use crate::anchor::{self, Anchor, EpochEnd, Found};
+use crate::anchor::{self, Anchor, AnchorLog, EpochEnd, Found};
 use crate::core::Core;
-use crate::entry::{GroupId, HardState, VOTE_SPENT};
+use crate::entry::{ENTRY_OPS, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::OpenError;
 use crate::frame::{self, FrameHeader};
-use crate::index::Place;
+use crate::frame_set::FrameSet;
 use crate::lineage::TermRun;
-use crate::log::Log;
+use crate::log::{Log, Segment};
+use crate::op;
 use crate::options::{Options, OptionsError};
+use crate::record::RecordKind;
 use crate::replay::Replay;
 use crate::scan::{self, FoundChunks, FoundSegment, Met, MetFrame};
-use crate::segment::Stamp;
+use crate::segment::{Generation, Stamp};
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
+use crate::stream::Stream;
 
 /// What recovery found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +90,7 @@ pub struct RecoveredGroup {
 /// Something missing or broken below the highest flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Damage {
-    /// The chunk in which it was noticed, or after which the missing part should follow.
+    /// The chunk in which it was noticed; of missing frames, which is not known, the first of the log.
     pub chunk: ChunkId,
     /// Sector within the chunk.
     pub sector: u32,
@@ -98,14 +102,13 @@ pub struct Damage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DamageKind {
-    /// Frames of these flushes are missing or broken.
-    Flushes {
+    /// Frames of this epoch are missing or broken, nobody knows where.
+    Frames {
         /// Their epoch.
         epoch: u32,
-        /// The first of them.
-        first: u64,
-        /// The last of them.
-        last: u64,
+        /// How many, the sum of their numbers, and the sum of the squares of these: of a single frame, the second is its
+        /// number.
+        missing: [u64; 3],
     },
     /// The device does not give the sector back (sector 0 of a chunk that is offline: none of them).
     Sector,
@@ -148,7 +151,10 @@ pub(crate) async fn recover<M: Media>(
 
     let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
     let found = scan::find_segments(media, layout, slice, &report, counts).await?;
-    let FoundChunks { segments, lost, bytes_read: probed_bytes } = found;
+    let FoundChunks { mut segments, lost, bytes_read: probed_bytes } = found;
+    let freed: BTreeSet<Generation> = newest.freed.iter().copied().collect();
+    let freed: Vec<FoundSegment> =
+        segments.extract_if(.., |segment| freed.contains(&segment.generation)).collect();
     if let Some(last) = segments.last()
         && last.generation.epoch() > newest.epoch
     {
@@ -189,25 +195,39 @@ pub(crate) async fn recover<M: Media>(
         term_max: assembled.term_max,
         damage,
         damage_known_since,
-        epochs: assembled.ends(&newest),
+        epochs: std::mem::take(&mut assembled.ends),
+        freed_frames: FrameSet::default(),
+        freed: freed.iter().map(|segment| segment.generation).collect(),
     };
-    anchor::write(media, layout, &next).await.map_err(|error| match error {
-        anchor::WriteError::Full => OpenError::AnchorFull { epochs: next.epochs.len() },
-        anchor::WriteError::Media(error) => error.into(),
-    })?;
-
     let free = report[LOG_CHUNK_FIRST as usize..]
         .iter()
-        .filter(|info| !assembled.used.contains(&info.id.0) && !kept.contains(&info.id.0))
+        .filter(|info| !assembled.used.contains_key(&info.id.0) && !kept.contains(&info.id.0))
         .map(|info| (info.wear, info.id.0))
         .collect();
-    let mut stamps = vec![None; layout.chunk_count as usize];
-    for segment in segments.iter().filter(|segment| assembled.used.contains(&segment.chunk)) {
-        stamps[segment.chunk as usize] = Some(Stamp::new(slice, segment.generation));
+    let wear = report.iter().map(|info| info.wear).collect();
+    let mut held: Vec<Option<Segment>> = Vec::new();
+    held.resize_with(layout.chunk_count as usize, || None);
+    for segment in &freed {
+        held[segment.chunk as usize] = Some(Segment::freed(Stamp::new(slice, segment.generation)));
     }
-    let log = Log::new(*layout, slice, epoch, free, stamps);
-    let mut core = Core::new(*layout, epoch, log, assembled.term_max, options);
-    core.damage_known = next.damage_known_since > 0;
+    let mut clock = 0;
+    for segment in &segments {
+        let Some(used) = assembled.used.get(&segment.chunk) else { continue };
+        clock = clock.max(segment.born + u64::from(segment.readable));
+        let stamp = Stamp::new(slice, segment.generation);
+        let stream = Stream::from_number(segment.stream);
+        let mut found = Segment::found(stamp, stream, segment.born, used.end);
+        (found.frames, found.first_lsn, found.deletes) = (used.frames, used.first_lsn, used.deletes);
+        // Between its frames is something that could not be read: it is not erased.
+        found.unreadable = layout.unit_bytes + used.bytes != used.end;
+        held[segment.chunk as usize] = Some(found);
+    }
+    let log = Log::new(*layout, slice, epoch, free, wear, held);
+    let term_max = assembled.term_max;
+    let damage_known = next.damage_known_since > 0;
+    let mut core = Core::new(*layout, epoch, log, AnchorLog::new(next), term_max, options);
+    core.damage_known = damage_known;
+    core.clock_start = clock;
     let mut recovery = Recovery {
         epoch,
         groups: Vec::new(),
@@ -217,7 +237,32 @@ pub(crate) async fn recover<M: Media>(
         bytes_scanned: probed_bytes + scanned_bytes,
         entries: assembled.replay.entries,
     };
-    restore_groups(&mut core, &mut recovery, assembled.replay, &next);
+    let states = restore_groups(&mut core, &mut recovery, assembled.replay);
+    for (chunk, used) in &assembled.used {
+        for slot in used.groups.iter().filter_map(|group| core.slot(*group)).collect::<Vec<_>>() {
+            core.log.segment_mut(*chunk).slots.insert(slot);
+        }
+    }
+    // All that was recovered is durable: what nothing of it needs is free, without a word in the log.
+    let void: Vec<u32> = core
+        .log
+        .sealed()
+        .filter(|(chunk, segment)| {
+            recovery.damage.is_empty() && segment.to_move(1) == Some(0) && !states.contains(chunk)
+        })
+        .map(|(chunk, _)| chunk)
+        .collect();
+    for chunk in void {
+        core.log.begin_cleaning(chunk);
+        core.anchor.anchor.free(core.log.freed_segment(chunk));
+        core.log.free(chunk);
+    }
+    let next = &core.anchor.anchor;
+    let filled = anchor::write(media, layout, next).await.map_err(|error| match error {
+        anchor::WriteError::Full => OpenError::AnchorFull { epochs: next.epochs.len() },
+        anchor::WriteError::Media(error) => error.into(),
+    })?;
+    core.anchor.began(filled);
     Ok((core, recovery))
 }
 
@@ -227,7 +272,7 @@ fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenErro
     let mut foreign = None;
     for found in anchors {
         match found {
-            Found::Newer(version) => return Err(OpenError::NewerFormat { found: version }),
+            Found::Other(version) => return Err(OpenError::OtherFormat { found: version }),
             Found::Valid(anchor) if anchor.slice != slice => foreign = Some(anchor.slice),
             Found::Valid(anchor) => {
                 if newest.as_ref().is_none_or(|newest| newest.sequence < anchor.sequence) {
@@ -253,10 +298,11 @@ fn damage_checksum(damage: &[Damage]) -> u32 {
         .map(|damage| {
             let (chunk, sector) = (u64::from(damage.chunk.0), u64::from(damage.sector));
             match damage.what {
-                // Where flushes are missed depends on what is left around them.
-                DamageKind::Flushes { epoch, first, last } => [0, epoch.into(), first, last],
-                DamageKind::Sector => [1, chunk, sector, 0],
-                DamageKind::Record => [2, chunk, sector, 0],
+                DamageKind::Frames { epoch, missing: [count, sum, squares] } => {
+                    [epoch.into(), count, sum, squares]
+                }
+                DamageKind::Sector => [u64::MAX, chunk, sector, 0],
+                DamageKind::Record => [u64::MAX, chunk, sector, 1],
             }
         })
         .collect();
@@ -269,13 +315,16 @@ fn damage_checksum(damage: &[Damage]) -> u32 {
     crc32c::crc32c(&bytes).max(1)
 }
 
-/// Puts the replayed groups into the core and says what they are.
-fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anchor: &Anchor) {
+/// Puts the replayed groups into the core and says what they are. Returns the chunks that hold their newest states.
+fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> BTreeSet<u32> {
+    let mut states = BTreeSet::new();
+    let damage_known_since = core.anchor.anchor.damage_known_since;
     for replayed in replay.finish() {
+        states.insert(replayed.state_chunk);
         let mut group = replayed.group;
         // A state written since the damage became known says itself whether the group is suspect. An older one knows
         // nothing of it, so the group is, at this start and at each one until a state is written.
-        let state_outdated = replayed.state_epoch < anchor.damage_known_since;
+        let state_outdated = replayed.state_epoch < damage_known_since;
         if state_outdated {
             group.suspect = true;
             group.hard_state.term = group.hard_state.term.max(core.term_max);
@@ -298,47 +347,43 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay, anch
             suspect: group.suspect,
         });
         core.term_max = core.term_max.max(group.hard_state.term);
+        group.places().for_each(|place| core.log.retain(place));
+        let mut keys = group.index.range(Bound::Unbounded, Bound::Unbounded);
+        while let Some((_, located)) = keys.next_key() {
+            core.log.moved(None, Some(located.place));
+        }
         let slot = core.add_group(group);
         for (index, bytes) in tail {
             core.note_tail(slot, index, bytes);
         }
     }
+    states
 }
 
 /// Puts frames together to flushes, flushes to epochs, and hands what counts to replay.
+///
+/// Streams fill several segments side by side, so frames are not met in the order in which they were written. It does
+/// not matter: every flush but the highest of the newest epoch was whole once, so its frames count as they come, and only
+/// those of the highest one are held back until all was met.
 struct Assembly<'a> {
     layout: &'a Layout,
     anchor: &'a Anchor,
-    current: Option<EpochProgress>,
+    newest: NewestEpoch,
     out: Assembled,
 }
 
-/// How far one epoch was met.
-struct EpochProgress {
-    epoch: u32,
-    /// Last flush that counts, where the anchor knows it.
-    limit: Option<u64>,
-    /// Every flush up to here was met whole or counted as damage.
-    passed: u64,
-    /// The flush after it, while some of its frames were not met.
-    held: Option<HeldFlush>,
-    damaged: bool,
-    /// Where the last valid frame ended.
-    chunk: u32,
-    sector: u32,
-}
-
-struct HeldFlush {
+/// The epoch of the anchor: where it ended must be found out.
+#[derive(Default)]
+struct NewestEpoch {
+    /// The highest flush of which a header was met; 0 before the first.
+    highest: u64,
+    /// Number of the first frame of that flush.
+    first_number: u64,
     frames: u16,
-    met: Vec<HeldFrame>,
+    /// Its frames.
+    held: Vec<HeldFrame>,
     /// One of its frames is known to be broken.
     torn: bool,
-}
-
-impl HeldFlush {
-    fn of(header: &FrameHeader) -> Self {
-        Self { frames: header.frames, met: Vec::new(), torn: false }
-    }
 }
 
 struct HeldFrame {
@@ -349,9 +394,11 @@ struct HeldFrame {
     body: Vec<u8>,
 }
 
-/// Last flush that counts, and whether there is damage, of an epoch that was met.
+/// What was met of an epoch.
+#[derive(Default)]
 struct EpochMet {
-    last_flush: u64,
+    frames: FrameSet,
+    /// Something else than frames is wrong with it.
     damaged: bool,
 }
 
@@ -361,9 +408,25 @@ struct Assembled {
     frames: u64,
     dropped_flushes: u64,
     term_max: u64,
-    /// Chunks that hold frames that count.
-    used: BTreeSet<u32>,
+    /// By chunk: what counts of the segment on it.
+    used: BTreeMap<u32, UsedSegment>,
     met: BTreeMap<u32, EpochMet>,
+    /// What the next anchor says of the epochs before it.
+    ends: Vec<EpochEnd>,
+}
+
+/// A segment of which something counts.
+#[derive(Default)]
+struct UsedSegment {
+    frames: FrameSet,
+    /// Bytes from the start of the chunk to the end of the last frame that counts.
+    end: u32,
+    /// Bytes of these frames.
+    bytes: u32,
+    first_lsn: Option<Lsn>,
+    /// Bytes of deletes.
+    deletes: u64,
+    groups: BTreeSet<GroupId>,
 }
 
 impl<'a> Assembly<'a> {
@@ -374,129 +437,101 @@ impl<'a> Assembly<'a> {
             frames: 0,
             dropped_flushes: 0,
             term_max: anchor.term_max,
-            used: BTreeSet::new(),
+            used: BTreeMap::new(),
             met: BTreeMap::new(),
+            ends: Vec::new(),
         };
-        Self { layout, anchor, current: None, out }
+        Self { layout, anchor, newest: NewestEpoch::default(), out }
     }
 
     fn meet(&mut self, met: Met<'_>) {
         match met {
             Met::Frame(frame) => self.frame(&frame),
+            // It stands for a frame that is never met. One flush is in flight at a time, so all before it were durable.
             Met::Torn { segment, header } => {
-                // It stands for a frame that is never met. One flush is in flight at a time, so all before it were
-                // durable.
-                if self.enter_flush(segment, &header) {
-                    let progress = self.current.as_mut().expect("the epoch was entered");
-                    progress.held.get_or_insert_with(|| HeldFlush::of(&header)).torn = true;
+                self.out.term_max = self.out.term_max.max(header.term_max);
+                if segment.generation.epoch() == self.anchor.epoch && self.is_highest(&header) {
+                    self.newest.torn = true;
                 }
             }
             Met::Unreadable { segment, offset } => {
-                let sector = self.layout.sector_of(offset);
-                let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
-                progress.damaged = true;
-                let chunk = ChunkId(segment.chunk);
+                self.out.met.entry(segment.generation.epoch()).or_default().damaged = true;
+                let (chunk, sector) = (ChunkId(segment.chunk), self.layout.sector_of(offset));
                 self.out.damage.push(Damage { chunk, sector, what: DamageKind::Sector });
             }
         }
     }
 
-    /// The progress of `epoch`; whichever was under way before has ended.
-    fn enter_epoch(&mut self, epoch: u32, chunk: u32) -> &mut EpochProgress {
-        if self.current.as_ref().is_none_or(|current| current.epoch != epoch) {
-            self.end_epoch();
-            let limit = self.anchor.end_of(epoch).map(|end| end.last_flush);
-            let (passed, held, damaged, sector) = (0, None, false, 0);
-            self.current = Some(EpochProgress { epoch, limit, passed, held, damaged, chunk, sector });
+    /// Whether the flush of this header is the highest of the newest epoch, as far as is known by now. What was held of
+    /// a lower one counts then.
+    fn is_highest(&mut self, header: &FrameHeader) -> bool {
+        if header.flush > self.newest.highest {
+            let first_number = header.number - u64::from(header.ordinal);
+            let (highest, frames) = (header.flush, header.frames);
+            let next = NewestEpoch { highest, first_number, frames, held: Vec::new(), torn: false };
+            let lower = std::mem::replace(&mut self.newest, next);
+            self.count_held(lower.held);
         }
-        self.current.as_mut().expect("an epoch was entered")
-    }
-
-    /// A header of this flush was met. False if the flush is void, or was passed already.
-    fn enter_flush(&mut self, segment: FoundSegment, header: &FrameHeader) -> bool {
-        self.out.term_max = self.out.term_max.max(header.term_max);
-        let progress = self.enter_epoch(segment.generation.epoch(), segment.chunk);
-        if progress.limit.is_some_and(|limit| header.flush > limit) || header.flush <= progress.passed {
-            return false;
-        }
-        if header.flush > progress.passed + 1 {
-            self.pass_damaged(header.flush - 1);
-        }
-        true
+        header.flush == self.newest.highest
     }
 
     fn frame(&mut self, frame: &MetFrame<'_>) {
         let header = &frame.header;
-        if !self.enter_flush(frame.segment, header) {
-            return;
-        }
-        let end = frame.offset + self.layout.frame_bytes(header.body_bytes);
-        let end_sector = self.layout.sector_of(end);
-        self.out.frames += 1;
-        let progress = self.current.as_mut().expect("the epoch was entered");
-        (progress.chunk, progress.sector) = (frame.segment.chunk, end_sector);
-        if header.frames == 1 {
-            progress.passed = header.flush;
-            progress.held = None;
+        self.out.term_max = self.out.term_max.max(header.term_max);
+        let epoch = frame.segment.generation.epoch();
+        if epoch != self.anchor.epoch {
+            let limit = self.anchor.end_of(epoch).map_or(0, |end| end.last_flush);
+            if header.flush <= limit {
+                self.count(frame);
+            }
+        } else if self.is_highest(header) {
+            self.newest.held.push(HeldFrame {
+                segment: frame.segment,
+                header: frame.header,
+                stamp: frame.stamp,
+                offset: frame.offset,
+                body: frame.body.to_vec(),
+            });
+        } else {
             self.count(frame);
-            return;
-        }
-        let held = progress.held.get_or_insert_with(|| HeldFlush::of(header));
-        held.met.push(HeldFrame {
-            segment: frame.segment,
-            header: frame.header,
-            stamp: frame.stamp,
-            offset: frame.offset,
-            body: frame.body.to_vec(),
-        });
-        if held.met.len() == usize::from(held.frames) && !held.torn {
-            progress.passed = header.flush;
-            self.count_held();
         }
     }
 
-    /// Flushes up to `last` were not met whole, although something later was (or the anchor knows of it).
-    fn pass_damaged(&mut self, last: u64) {
-        let progress = self.current.as_mut().expect("the epoch was entered");
-        let first = progress.passed + 1;
-        progress.damaged = true;
-        progress.passed = last;
-        let what = DamageKind::Flushes { epoch: progress.epoch, first, last };
-        let (chunk, sector) = (ChunkId(progress.chunk), progress.sector);
-        self.out.damage.push(Damage { chunk, sector, what });
-        // It was durable once: what is left of it counts.
-        self.count_held();
-    }
-
-    fn end_epoch(&mut self) {
-        let Some(progress) = &mut self.current else { return };
-        match progress.limit {
-            Some(limit) if progress.passed < limit => self.pass_damaged(limit),
-            Some(_) => {}
-            None => self.out.dropped_flushes += u64::from(progress.held.take().is_some()),
-        }
-        if let Some(progress) = self.current.take() {
-            let met = EpochMet { last_flush: progress.passed, damaged: progress.damaged };
-            self.out.met.insert(progress.epoch, met);
-        }
-    }
-
+    /// All was met.
     fn finish(mut self) -> Assembled {
-        self.end_epoch();
-        for end in &self.anchor.epochs {
-            if !self.out.met.contains_key(&end.epoch) && end.last_flush > 0 {
-                let met = EpochMet { last_flush: end.last_flush, damaged: true };
-                self.out.met.insert(end.epoch, met);
-                let what = DamageKind::Flushes { epoch: end.epoch, first: 1, last: end.last_flush };
+        let newest = std::mem::take(&mut self.newest);
+        let whole = newest.held.len() == usize::from(newest.frames) && !newest.torn;
+        // The last flush that counts, and the last frame that must have been written.
+        let (last_flush, last_number) = match newest.highest {
+            0 => (0, 0),
+            highest if whole => (highest, newest.first_number + u64::from(newest.frames) - 1),
+            highest => (highest - 1, newest.first_number - 1),
+        };
+        match whole {
+            true => self.count_held(newest.held),
+            false => self.out.dropped_flushes = 1,
+        }
+        let frames = FrameSet::up_to(last_number).minus(self.anchor.freed_frames);
+        let mut ends = self.anchor.epochs.clone();
+        ends.push(EpochEnd { epoch: self.anchor.epoch, last_flush, frames });
+        for end in ends {
+            let met = self.out.met.get(&end.epoch).map_or(FrameSet::default(), |met| met.frames);
+            let missing = end.frames.minus(met);
+            if !missing.is_empty() {
+                self.out.met.entry(end.epoch).or_default().damaged = true;
+                let what = DamageKind::Frames { epoch: end.epoch, missing: missing.words() };
                 self.out.damage.push(Damage { chunk: ChunkId(LOG_CHUNK_FIRST), sector: 0, what });
+            }
+            let damaged = self.out.met.get(&end.epoch).is_some_and(|met| met.damaged);
+            if !end.frames.is_empty() || damaged {
+                self.out.ends.push(end);
             }
         }
         self.out
     }
 
-    fn count_held(&mut self) {
-        let held = self.current.as_mut().and_then(|progress| progress.held.take());
-        for frame in held.into_iter().flat_map(|held| held.met) {
+    fn count_held(&mut self, held: Vec<HeldFrame>) {
+        for frame in held {
             let records = frame::decode_body(&frame.header, frame.stamp, &frame.body).unwrap_or_default();
             let HeldFrame { segment, header, stamp, offset, ref body } = frame;
             self.count(&MetFrame { segment, offset, header, stamp, body, records: &records });
@@ -506,31 +541,38 @@ impl<'a> Assembly<'a> {
     /// The frame counts.
     fn count(&mut self, frame: &MetFrame<'_>) {
         let chunk = frame.segment.chunk;
-        self.out.used.insert(chunk);
         let epoch = frame.segment.generation.epoch();
-        for (at, record) in frame.records {
+        self.out.frames += 1;
+        self.out.met.entry(epoch).or_default().frames.insert(frame.header.number);
+        let used = self.out.used.entry(chunk).or_default();
+        used.first_lsn.get_or_insert(Lsn { epoch, counter: frame.header.lsn_first });
+        for (_, record) in frame.records {
+            used.groups.insert(record.header.group);
+            let deletes = match record.header.kind {
+                RecordKind::Entry => record.header.entry_kind == ENTRY_OPS && op::is_delete(record.payload),
+                RecordKind::Tombstone => true,
+                RecordKind::Settled | RecordKind::State => false,
+            };
+            used.deletes += if deletes { u64::from(record.header.record_bytes()) } else { 0 };
+        }
+        used.frames.insert(frame.header.number);
+        let frame_bytes = self.layout.frame_bytes(frame.header.body_bytes);
+        used.bytes += frame_bytes;
+        used.end = used.end.max(frame.offset + frame_bytes);
+        let mut rest = frame.records;
+        while let Some(((at, first), _)) = rest.split_first() {
+            // An entry of several ops is a run of records.
+            let parts = (usize::from(first.header.parts_left) + 1).min(rest.len());
+            let (run, behind) = rest.split_at(parts);
+            rest = behind;
+            let position = frame.header.records as usize - rest.len() - run.len();
+            let lsn = Lsn { epoch, counter: frame.header.lsn_first + position as u64 };
             let offset = frame.offset + frame::HEADER_BYTES as u32 + at;
-            let place = Place { chunk, offset, length: record.header.record_bytes() };
-            if self.out.replay.record(epoch, record, place).is_err() {
+            if self.out.replay.record(lsn, run, chunk, offset).is_err() {
                 let sector = self.layout.sector_of(offset);
                 self.out.damage.push(Damage { chunk: ChunkId(chunk), sector, what: DamageKind::Record });
-                if let Some(progress) = &mut self.current {
-                    progress.damaged = true;
-                }
+                self.out.met.entry(epoch).or_default().damaged = true;
             }
         }
-    }
-}
-
-impl Assembled {
-    /// What the next anchor says of the epochs before it.
-    fn ends(&self, anchor: &Anchor) -> Vec<EpochEnd> {
-        let mut ends = anchor.epochs.clone();
-        if let Some(met) = self.met.get(&anchor.epoch)
-            && (met.last_flush > 0 || met.damaged)
-        {
-            ends.push(EpochEnd { epoch: anchor.epoch, last_flush: met.last_flush });
-        }
-        ends
     }
 }

@@ -1,22 +1,25 @@
-//! Replay: from the records that count, in the order they were written, to the groups as they were.
+//! Replay: from the records that count, in whatever order they are met, to the groups as they were.
 //!
 //! Invariants:
-//! - The newest state record of a group is the truth about it. Only records of the incarnation that it names count
-//!   (rule 3), and an entry only if the lineage gives its index that term (rule 2).
-//! - Only entries up to the recorded commit are applied, in the order of their indexes, so the higher seq wins; the
-//!   same entry written again later moves its place (rule 1). What is above the commit waits for Raft (rule 9).
-//! - The recovered log has no holes: it ends before the first index whose entry is missing.
+//! - The newest state record of a group, by LSN, is the truth about it. Only records of the incarnation that it names
+//!   count (rule 3), and an entry only if the lineage gives its index that term (rule 2). What is moved by cleaning is
+//!   known to be committed and needs no lineage.
+//! - Of the records of a key the one with the higher index wins, of equal ones the later LSN (rule 1): a put that was
+//!   moved, or stands twice, counts at its latest place. Deletes are remembered until all records were met (rule 4).
+//! - Only entries up to the recorded commit are applied. What is above the commit waits for Raft (rule 9).
+//! - From its first index on the recovered log has no holes: it ends before the first index whose entry is missing. What is
+//!   known to be committed but lies behind a hole is not applied.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
+use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState, Lsn};
 use crate::group::Group;
 use crate::index::{IndexMerge, Located, Place};
 use crate::lineage;
 use crate::op::{self, Op};
-use crate::record::{Record, RecordKind};
+use crate::record::{self, Record, RecordKind};
 use crate::state_record::StateRecord;
 
 /// A record that counts but cannot be understood.
@@ -35,26 +38,37 @@ struct ReplayedGroup {
     incarnation: u32,
     newest: Option<NewestState>,
     keys: IndexMerge,
-    /// Places of the applied entries.
-    places: VecDeque<Place>,
-    /// Entries above the applied ones, by index, in the order they were written.
+    /// The highest index of an entry that the keys know.
+    newest_version: u64,
+    /// Committed entries from the first index of the log on.
+    log: BTreeMap<u64, (Lsn, Place)>,
+    /// Records that may or may not count, by index.
     waiting: BTreeMap<u64, Vec<Candidate>>,
 }
 
 #[derive(Debug)]
 struct NewestState {
-    epoch: u32,
+    lsn: Lsn,
+    chunk: u32,
     term: u64,
     commit: u64,
     record: StateRecord,
 }
 
-#[derive(Debug)]
-struct Candidate {
+/// An entry, or a record that was moved by cleaning.
+#[derive(Debug, Clone, Copy)]
+struct Found {
     incarnation: u32,
-    term: u64,
+    lsn: Lsn,
+    /// `None`: it is settled.
+    term: Option<u64>,
     kind: u8,
     place: Place,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    found: Found,
     payload: Bytes,
 }
 
@@ -63,20 +77,65 @@ pub(crate) struct Replayed {
     pub(crate) group: Group,
     /// Entries that follow the applied ones, with their places.
     pub(crate) waiting: Vec<(Entry, Place)>,
-    /// Epoch of the newest state record.
+    /// Epoch of the newest state record, and the chunk that holds it.
     pub(crate) state_epoch: u32,
+    pub(crate) state_chunk: u32,
 }
 
 impl Replay {
-    /// The next record, of a frame of this epoch.
-    pub(crate) fn record(&mut self, epoch: u32, record: &Record<'_>, place: Place) -> Result<(), Unreadable> {
-        let group = self.groups.entry(record.header.group).or_default();
-        match record.header.kind {
-            RecordKind::State => group.state(epoch, record),
+    /// The next record of a group, or the run of records that make up an entry of several ops. They stand one after the
+    /// other from `offset` of `chunk` on; `lsn` is that of the first.
+    pub(crate) fn record(
+        &mut self,
+        lsn: Lsn,
+        run: &[(u32, Record<'_>)],
+        chunk: u32,
+        offset: u32,
+    ) -> Result<(), Unreadable> {
+        let first = &run[0].1;
+        let group = self.groups.entry(first.header.group).or_default();
+        let same_entry = |left: usize, record: &Record<'_>| {
+            let (header, head) = (&record.header, &first.header);
+            usize::from(header.parts_left) == left
+                && (
+                    header.kind,
+                    header.entry_kind,
+                    header.incarnation,
+                    header.group,
+                    header.index,
+                    header.term,
+                ) == (head.kind, head.entry_kind, head.incarnation, head.group, head.index, head.term)
+        };
+        if !run.iter().rev().enumerate().all(|(left, (_, record))| same_entry(left, record)) {
+            return Err(Unreadable);
+        }
+        let length = run.iter().map(|(_, record)| record.header.record_bytes()).sum();
+        let place = Place { chunk, offset, length };
+        match first.header.kind {
+            RecordKind::State if run.len() == 1 => group.state(lsn, first, chunk),
             RecordKind::Entry => {
                 self.entries += 1;
-                group.entry(record, place)
+                let found = Found {
+                    incarnation: first.header.incarnation,
+                    lsn,
+                    term: Some(first.header.term),
+                    kind: first.header.entry_kind,
+                    place,
+                };
+                match run {
+                    [(_, only)] => group.candidate(first.header.index, found, only.payload),
+                    parts => {
+                        let payloads: Vec<_> = parts.iter().map(|(_, part)| part.payload).collect();
+                        group.candidate(first.header.index, found, &payloads.concat())
+                    }
+                }
             }
+            RecordKind::Settled | RecordKind::Tombstone if run.len() == 1 => {
+                let found =
+                    Found { incarnation: first.header.incarnation, lsn, term: None, kind: ENTRY_OPS, place };
+                group.candidate(first.header.index, found, first.payload)
+            }
+            _ => Err(Unreadable),
         }
     }
 
@@ -87,11 +146,7 @@ impl Replay {
 }
 
 impl ReplayedGroup {
-    fn applied(&self) -> u64 {
-        self.places.len() as u64
-    }
-
-    fn state(&mut self, epoch: u32, record: &Record<'_>) -> Result<(), Unreadable> {
+    fn state(&mut self, lsn: Lsn, record: &Record<'_>, chunk: u32) -> Result<(), Unreadable> {
         let state = StateRecord::decode(record.payload).ok_or(Unreadable)?;
         let incarnation = record.header.incarnation;
         if incarnation < self.incarnation {
@@ -100,37 +155,39 @@ impl ReplayedGroup {
         if incarnation > self.incarnation {
             // Another life: nothing of the old one counts.
             self.incarnation = incarnation;
+            self.newest = None;
             self.keys = IndexMerge::default();
-            self.places.clear();
+            self.newest_version = 0;
+            self.log.clear();
         }
-        let (term, commit) = (record.header.term, record.header.index);
-        self.newest = Some(NewestState { epoch, term, commit, record: state });
+        if self.newest.as_ref().is_some_and(|newest| newest.lsn > lsn) {
+            return Ok(());
+        }
+        // What was committed once is committed for ever, though a start after damage may say less.
+        let known = self.newest.as_ref().map_or(0, |newest| newest.commit);
+        let (term, commit) = (record.header.term, record.header.index.max(known));
+        self.log = self.log.split_off(&state.first_index);
+        self.newest = Some(NewestState { lsn, chunk, term, commit, record: state });
         self.settle();
         Ok(())
     }
 
-    fn entry(&mut self, record: &Record<'_>, place: Place) -> Result<(), Unreadable> {
-        let header = &record.header;
-        let ops_sound = header.entry_kind != ENTRY_OPS || op::decode(record.payload).all(|op| op.is_ok());
-        if !ops_sound || header.index == 0 {
+    /// An entry, or a record that was moved, is there.
+    fn candidate(&mut self, index: u64, found: Found, payload: &[u8]) -> Result<(), Unreadable> {
+        let ops_sound = found.kind != ENTRY_OPS || op::decode(payload).all(|op| op.is_ok());
+        if !ops_sound || index == 0 {
             return Err(Unreadable);
         }
-        if header.incarnation < self.incarnation {
+        if found.incarnation < self.incarnation {
             return Ok(());
         }
-        if header.incarnation == self.incarnation && header.index <= self.applied() {
-            if self.lineage_term(header.index) == Some(header.term) {
-                self.move_applied(record, place);
-            }
-            return Ok(());
+        let committed = self.newest.as_ref().is_some_and(|newest| index <= newest.commit);
+        if found.incarnation == self.incarnation && (committed || found.term.is_none()) {
+            self.take(index, found, payload);
+        } else {
+            let payload = Bytes::copy_from_slice(payload);
+            self.waiting.entry(index).or_default().push(Candidate { found, payload });
         }
-        self.waiting.entry(header.index).or_default().push(Candidate {
-            incarnation: header.incarnation,
-            term: header.term,
-            kind: header.entry_kind,
-            place,
-            payload: Bytes::copy_from_slice(record.payload),
-        });
         Ok(())
     }
 
@@ -138,44 +195,39 @@ impl ReplayedGroup {
         lineage::term_at(&self.newest.as_ref()?.record.runs, index)
     }
 
-    /// An applied entry stands in a later place as well: that one wins.
-    fn move_applied(&mut self, record: &Record<'_>, place: Place) {
-        let index = record.header.index;
-        self.places[(index - 1) as usize] = place;
-        if record.header.entry_kind == ENTRY_OPS {
-            self.apply(index, record.payload, place);
-        }
-    }
-
-    /// Takes the entry of `index`, if it was found.
-    fn take_entry(&mut self, index: u64) -> Option<Candidate> {
-        let term = self.lineage_term(index)?;
-        let incarnation = self.incarnation;
-        let candidates = self.waiting.get_mut(&index)?;
-        let at =
-            candidates.iter().rposition(|found| found.incarnation == incarnation && found.term == term)?;
-        let candidate = candidates.swap_remove(at);
-        self.waiting.remove(&index);
-        Some(candidate)
-    }
-
-    /// Applies what is known to be committed.
-    fn settle(&mut self) {
-        let commit = self.newest.as_ref().map_or(0, |newest| newest.commit);
-        while self.applied() < commit {
-            let index = self.applied() + 1;
-            let Some(entry) = self.take_entry(index) else { return };
-            self.places.push_back(entry.place);
-            if entry.kind == ENTRY_OPS {
-                self.apply(index, &entry.payload, entry.place);
+    /// A record of this incarnation that is known to be committed, if it is the entry of its index.
+    fn take(&mut self, index: u64, found: Found, payload: &[u8]) {
+        if found.term.is_some() {
+            if self.lineage_term(index) != found.term {
+                return;
+            }
+            let first_index = self.newest.as_ref().map_or(0, |newest| newest.record.first_index);
+            if index >= first_index && self.log.get(&index).is_none_or(|(lsn, _)| *lsn < found.lsn) {
+                self.log.insert(index, (found.lsn, found.place));
             }
         }
+        if found.kind == ENTRY_OPS {
+            self.newest_version = self.newest_version.max(index);
+            self.take_ops(index, found.place, payload);
+        }
     }
 
-    /// What the ops of the entry at `index` say, which stands at `place`. Later ops win over earlier ones of the same entry,
-    /// and so does what is said again of an entry that was moved.
-    fn apply(&mut self, index: u64, payload: &[u8], place: Place) {
-        for op in op::decode(payload).flatten() {
+    /// What the ops of an entry say, or one of them that was moved. Only what the entry says last of a key counts, so all
+    /// records of a key and an index say the same, and any of them will do.
+    fn take_ops(&mut self, index: u64, place: Place, payload: &[u8]) {
+        let mut ops: Vec<_> = record::parts(payload, place).collect();
+        if ops.len() > 1 {
+            // Stable: of equal keys the last is the latest.
+            ops.sort_by_key(|(op, _)| op.key());
+            ops.dedup_by(|later, earlier| {
+                let same = later.0.key() == earlier.0.key();
+                if same {
+                    *earlier = *later;
+                }
+                same
+            });
+        }
+        for (op, place) in ops {
             match op {
                 Op::Put { key, .. } => self.keys.put(key, Located { version: index, place }),
                 Op::Delete { key } => self.keys.delete(key, index),
@@ -183,23 +235,58 @@ impl ReplayedGroup {
         }
     }
 
+    /// Takes what is known to be committed by now: all up to the commit, and what cleaning moved.
+    fn settle(&mut self) {
+        let commit = self.newest.as_ref().map_or(0, |newest| newest.commit);
+        let incarnation = self.incarnation;
+        let mut counts = Vec::new();
+        self.waiting.retain(|index, candidates| {
+            candidates.retain_mut(|Candidate { found, payload }| {
+                let now = found.incarnation == incarnation && (*index <= commit || found.term.is_none());
+                if now {
+                    counts.push((*index, *found, std::mem::take(payload)));
+                }
+                // A later life may be named by a state that was not met yet.
+                !now && found.incarnation >= incarnation
+            });
+            !candidates.is_empty()
+        });
+        counts.into_iter().for_each(|(index, found, payload)| self.take(index, found, &payload));
+    }
+
     fn finish(mut self, id: GroupId) -> Option<Replayed> {
-        self.settle();
-        let first_waiting = self.applied() + 1;
-        let mut waiting = Vec::new();
-        for index in first_waiting.. {
-            let Some(found) = self.take_entry(index) else { break };
-            waiting.push((Entry { term: found.term, kind: found.kind, payload: found.payload }, found.place));
+        let newest = self.newest.take()?;
+        let mut state = newest.record;
+        let first_index = state.first_index;
+        let mut places = VecDeque::new();
+        for index in first_index..=newest.commit {
+            let Some((_, place)) = self.log.get(&index) else { break };
+            places.push_back(*place);
         }
-        let mut newest = self.newest?;
-        let last_index = self.places.len() as u64 + waiting.len() as u64;
-        let lineage_cut = lineage::truncate_from(&mut newest.record.runs, last_index + 1);
+        let applied = first_index - 1 + places.len() as u64;
+        let mut waiting = Vec::new();
+        if applied == newest.commit {
+            for index in applied + 1.. {
+                let term = lineage::term_at(&state.runs, index);
+                let Some(candidates) = self.waiting.get_mut(&index) else { break };
+                let fits =
+                    |at: &&mut Candidate| at.found.incarnation == self.incarnation && at.found.term == term;
+                let found = candidates.iter_mut().filter(fits).max_by_key(|at| at.found.lsn);
+                let (Some(Candidate { found, payload }), Some(term)) = (found, term) else { break };
+                let entry = Entry { term, kind: found.kind, payload: std::mem::take(payload) };
+                waiting.push((entry, found.place));
+            }
+        }
+        // What lies behind a hole the leader brings again.
+        let index =
+            if self.newest_version > applied { self.keys.finish_up_to(applied) } else { self.keys.finish() };
+        let last_index = applied + waiting.len() as u64;
+        let lineage_cut = lineage::truncate_from(&mut state.runs, last_index + 1);
         let hard_state =
-            HardState { term: newest.term, vote: newest.record.vote, commit: newest.commit.min(last_index) };
-        let mut group =
-            Group::restored(id, self.incarnation, newest.record, hard_state, self.keys.finish(), self.places);
+            HardState { term: newest.term, vote: state.vote, commit: newest.commit.min(last_index) };
+        let mut group = Group::restored(id, self.incarnation, state, hard_state, index, places);
         group.lineage_unrecorded = lineage_cut;
-        Some(Replayed { group, waiting, state_epoch: newest.epoch })
+        Some(Replayed { group, waiting, state_epoch: newest.lsn.epoch, state_chunk: newest.chunk })
     }
 }
 
@@ -223,9 +310,9 @@ mod tests {
     impl Feed {
         fn record(&mut self, header: RecordHeader, payload: &[u8]) -> Result<(), Unreadable> {
             self.written += 1;
-            let place = Place { chunk: 2, offset: self.written, length: 1 };
             let header = RecordHeader { payload_bytes: payload.len() as u32, ..header };
-            self.replay.record(1, &Record { header, payload, crc: 0 }, place)
+            let lsn = Lsn { epoch: 1, counter: u64::from(self.written) };
+            self.replay.record(lsn, &[(0, Record { header, payload, crc: 0 })], 2, self.written)
         }
 
         fn entry(&mut self, incarnation: u32, index: u64, term: u64, key: &str) {
@@ -260,7 +347,16 @@ mod tests {
     }
 
     fn header(kind: RecordKind, incarnation: u32, index: u64, term: u64) -> RecordHeader {
-        RecordHeader { payload_bytes: 0, kind, entry_kind: ENTRY_OPS, incarnation, group: GROUP, index, term }
+        RecordHeader {
+            payload_bytes: 0,
+            kind,
+            entry_kind: ENTRY_OPS,
+            parts_left: 0,
+            incarnation,
+            group: GROUP,
+            index,
+            term,
+        }
     }
 
     fn keys(list: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -320,7 +416,8 @@ mod tests {
         feed.state(1, 1, &[(1, 1)]);
         // Another term's entry of that index is void, wherever it stands.
         feed.entry(1, 1, 1, "key");
-        let place = Place { chunk: 2, offset: feed.written, length: 1 };
+        let length = record::HEADER_BYTES as u32 + op::encode_put(b"key", b"value", None).len() as u32;
+        let place = Place { chunk: 2, offset: feed.written, length };
         feed.entry(1, 1, 2, "key");
         let replayed = feed.replay.finish();
         let group = &replayed[0].group;

@@ -33,6 +33,9 @@ pub(crate) struct FoundSegment {
     pub(crate) chunk: u32,
     /// Bytes that may be read.
     pub(crate) readable: u32,
+    /// Stream and birth, as its header says them; zeros if that cannot be read.
+    pub(crate) stream: u32,
+    pub(crate) born: u64,
 }
 
 /// What a scan meets, in order.
@@ -142,8 +145,12 @@ pub(crate) async fn find_segments<M: Media>(
         let Some(probe) = pipeline.next().await else { break };
         let (chunk, readable, piece) = probe?;
         bytes_read += piece.bytes.len() as u64;
+        let (mut stream, mut born) = (0, 0);
         let generation = match SegmentHeader::decode(&piece.bytes) {
-            Some(header) if header.slice == slice && header.chunk == chunk => Some(header.generation),
+            Some(header) if header.slice == slice && header.chunk == chunk => {
+                (stream, born) = (header.stream, header.born);
+                Some(header.generation)
+            }
             Some(_) => None,
             None if piece.unreadable.is_empty() && piece.bytes.iter().all(|byte| *byte == 0) => None,
             // Torn or damaged: only frames can tell.
@@ -157,7 +164,8 @@ pub(crate) async fn find_segments<M: Media>(
                 newest
             }
         };
-        segments.extend(generation.map(|generation| FoundSegment { generation, chunk, readable }));
+        let found = |generation| FoundSegment { generation, chunk, readable, stream, born };
+        segments.extend(generation.map(found));
     }
     segments.sort_unstable();
     Ok(FoundChunks { segments, lost, bytes_read })
@@ -216,30 +224,57 @@ pub(crate) async fn scan_segments<M: Media>(
         let (segment, offset, piece) = read?;
         bytes_read += piece.bytes.len() as u64;
         if offset == 0 {
-            let stamp = Stamp::new(slice, segment.generation);
-            walk = Some(Walk { segment, stamp, window: Vec::new(), at: 0 });
+            walk = Some(Walk::new(slice, segment));
         }
         let current = walk.as_mut().expect("the first piece of a segment starts its walk");
-        for unreadable in piece.unreadable {
-            meet(Met::Unreadable { segment, offset: unreadable });
-        }
-        current.window.extend_from_slice(&piece.bytes);
-        let last = offset + piece.bytes.len() as u32 >= segment.readable;
-        current.advance(layout, last, &mut meet);
+        current.add(piece, layout, &mut meet);
     }
 }
 
 /// The walk along one segment.
-struct Walk {
+pub(crate) struct Walk {
     segment: FoundSegment,
     stamp: Stamp,
     /// Bytes from `at` on, as far as they were read.
     window: Vec<u8>,
     /// Bytes from the start of the chunk; a multiple of the smallest write.
     at: u32,
+    /// Bytes from the start of the chunk to what was not read yet.
+    read: u32,
 }
 
 impl Walk {
+    pub(crate) fn new(slice: SliceId, segment: FoundSegment) -> Self {
+        let stamp = Stamp::new(slice, segment.generation);
+        Self { segment, stamp, window: Vec::new(), at: 0, read: 0 }
+    }
+
+    /// Reads the next piece, and meets every frame that ends in it. False at the end of the segment.
+    pub(crate) async fn step<M: Media>(
+        &mut self,
+        media: &M,
+        layout: &Layout,
+        mut meet: impl FnMut(Met<'_>),
+    ) -> Result<bool, MediaError> {
+        if self.read >= self.segment.readable {
+            return Ok(false);
+        }
+        let bytes = piece_bytes(layout).min(self.segment.readable - self.read);
+        let piece = read_piece(media, layout, self.segment.chunk, self.read, bytes).await?;
+        self.add(piece, layout, &mut meet);
+        Ok(true)
+    }
+
+    fn add(&mut self, piece: Piece, layout: &Layout, meet: &mut impl FnMut(Met<'_>)) {
+        for unreadable in piece.unreadable {
+            meet(Met::Unreadable { segment: self.segment, offset: unreadable });
+        }
+        self.read += piece.bytes.len() as u32;
+        self.window.extend_from_slice(&piece.bytes);
+        let last = self.read >= self.segment.readable;
+        self.advance(layout, last, meet);
+    }
+
     /// Meets every frame that lies wholly in the window; with `last`, no more bytes will come.
     fn advance(&mut self, layout: &Layout, last: bool, meet: &mut impl FnMut(Met<'_>)) {
         let unit = layout.unit_bytes as usize;

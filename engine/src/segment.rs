@@ -1,10 +1,12 @@
 //! The segment header: the first smallest write of a chunk that holds log.
 //!
 //! ```text
-//!  0  magic "TRNSEGMT"       40  generation u64 (epoch << 32 | ordinal)
-//!  8  version u32            48  chunk u32
-//! 12  chunks u32 (1)         52  zero
-//! 16  slice id (24 bytes)    60  crc32c of bytes 0..60
+//!  0  magic "TRNSEGMT"       48  chunk u32
+//!  8  version u32            52  stream u32
+//! 12  chunks u32 (1)         56  born u64: the shard's clock when it was opened
+//! 16  slice id (24 bytes)    64  zero u32
+//! 40  generation u64         68  crc32c of bytes 0..68
+//!     (epoch << 32 | ordinal)
 //! ```
 //!
 //! Invariant: a generation never repeats in a slice (the epoch rises at every start, the ordinal within it). Together
@@ -15,12 +17,12 @@ use crate::cursor::Cursor;
 use crate::slice::SliceId;
 
 const MAGIC: &[u8; 8] = b"TRNSEGMT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Chunks that make up a segment.
 const CHUNKS_PER_SEGMENT: u32 = 1;
 
 /// Bytes of the header; the rest of its smallest write is zero.
-pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 72;
 
 /// One use of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +61,10 @@ pub(crate) struct SegmentHeader {
     pub(crate) slice: SliceId,
     pub(crate) generation: Generation,
     pub(crate) chunk: u32,
+    /// Which stream it belongs to: its records' expected lifetime.
+    pub(crate) stream: u32,
+    /// Bytes that users had written to the shard when it was opened.
+    pub(crate) born: u64,
 }
 
 impl SegmentHeader {
@@ -70,6 +76,8 @@ impl SegmentHeader {
         self.slice.encode(&mut bytes);
         bytes.extend_from_slice(&self.generation.0.to_le_bytes());
         bytes.extend_from_slice(&self.chunk.to_le_bytes());
+        bytes.extend_from_slice(&self.stream.to_le_bytes());
+        bytes.extend_from_slice(&self.born.to_le_bytes());
         bytes.resize(HEADER_BYTES - 4, 0);
         let crc = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -87,7 +95,8 @@ impl SegmentHeader {
             return None;
         }
         let slice = SliceId::decode(&mut cursor)?;
-        Some(Self { slice, generation: Generation(cursor.u64()?), chunk: cursor.u32()? })
+        let generation = Generation(cursor.u64()?);
+        Some(Self { slice, generation, chunk: cursor.u32()?, stream: cursor.u32()?, born: cursor.u64()? })
     }
 }
 
@@ -101,6 +110,8 @@ mod tests {
         slice: SliceId { cluster: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10, node: 2, shard: 3 },
         generation: Generation(0x0000_0007_0000_0009),
         chunk: 5,
+        stream: 1,
+        born: 0x0a0b_0c0d,
     };
 
     #[test]
@@ -110,13 +121,14 @@ mod tests {
         let dump = golden::dump(&bytes);
         expect![[r#"
             0000  54 52 4e 53 45 47 4d 54
-            0008  01 00 00 00 01 00 00 00
+            0008  02 00 00 00 01 00 00 00
             0016  10 0f 0e 0d 0c 0b 0a 09
             0024  08 07 06 05 04 03 02 01
             0032  02 00 00 00 03 00 00 00
             0040  09 00 00 00 07 00 00 00
-            0048  05 00 00 00 00 00 00 00
-            0056  00 00 00 00 2c 52 13 14
+            0048  05 00 00 00 01 00 00 00
+            0056  0d 0c 0b 0a 00 00 00 00
+            0064  00 00 00 00 31 0d 28 e8
         "#]]
         .assert_eq(&dump);
         assert_eq!(SegmentHeader::decode(&bytes), Some(HEADER));

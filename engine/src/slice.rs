@@ -10,6 +10,10 @@ use terrane_ocssd::{ChunkId, Geometry};
 /// The two chunks of the anchor.
 pub(crate) const ANCHOR_CHUNKS: [ChunkId; 2] = [ChunkId(0), ChunkId(1)];
 
+/// Chunks that the store must be able to have open: the anchor's, one for what users write, one for what cleaning moves, and
+/// one that a flush spills into.
+const OPEN_CHUNKS_LEAST: u32 = 4;
+
 /// First chunk of the log.
 pub(crate) const LOG_CHUNK_FIRST: u32 = 2;
 
@@ -57,8 +61,8 @@ impl Layout {
         if geometry.mw_cunits != 0 {
             return Err("a medium that cannot read what it just wrote (mw_cunits > 0) is not supported");
         }
-        if geometry.max_open == 1 {
-            return Err("at least two chunks must be open at once");
+        if (1..OPEN_CHUNKS_LEAST).contains(&geometry.max_open) {
+            return Err("at least four chunks must be open at once");
         }
         let Ok(chunk_bytes) = u32::try_from(geometry.chunk_bytes()) else {
             return Err("a chunk must be smaller than 4 GiB");
@@ -72,13 +76,13 @@ impl Layout {
             chunk_bytes,
             chunk_count: geometry.chunk_count(),
         };
-        if layout.chunk_count < LOG_CHUNK_FIRST + 3 {
-            return Err("a slice needs at least five chunks");
+        if layout.chunk_count < LOG_CHUNK_FIRST + 6 {
+            return Err("a slice needs at least eight chunks");
         }
         if layout.chunk_bytes / layout.unit_bytes < 8 {
             return Err("a chunk must hold at least eight smallest writes");
         }
-        if u64::from(layout.chunk_count) * 32 + 128 > u64::from(layout.chunk_bytes) {
+        if u64::from(layout.chunk_count) * 48 + 256 > u64::from(layout.chunk_bytes) {
             return Err("the anchor could not list one epoch per chunk: fewer or larger chunks are needed");
         }
         Ok(layout)

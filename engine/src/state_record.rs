@@ -8,8 +8,8 @@
 //! 12  first index u64
 //! ```
 //!
-//! Incarnation, commit and term stand in the record's header. The log's front is not truncated yet: the first index
-//! is 1.
+//! Incarnation, commit and term stand in the record's header. The lineage goes back to the first entry, before the first
+//! index too: records of entries that left the front of the log are still told apart by it.
 //!
 //! Invariants: it is written from memory, never copied from flash (rule 7); the newest one of a group is the whole
 //! truth about it, so older ones need not be kept; it is durable no later than the entries its lineage lets in
@@ -70,7 +70,7 @@ impl StateRecord {
             runs.push(TermRun { term: cursor.u64()?, first: cursor.u64()? });
         }
         let membership = Bytes::copy_from_slice(cursor.take(membership_bytes)?);
-        let sound = cursor.is_empty() && lineage::is_ascending(&runs) && first_index == 1;
+        let sound = cursor.is_empty() && lineage::is_ascending(&runs) && first_index > 0;
         sound.then_some(Self { suspect: flags & SUSPECT != 0, first_index, vote, runs, membership })
     }
 }

@@ -72,7 +72,8 @@ impl<M: Media> Store<M> {
         }
         let first = Anchor::first(slice);
         anchor::blank(media, &layout, first.other_chunk()).await?;
-        anchor::write(media, &layout, &first).await.map_err(|error| match error {
+        let written = anchor::write(media, &layout, &first).await;
+        written.map(drop).map_err(|error| match error {
             anchor::WriteError::Full => FormatError::Geometry("a chunk cannot hold an anchor"),
             anchor::WriteError::Media(error) => error.into(),
         })
@@ -156,13 +157,13 @@ impl<M: Media> Store<M> {
         core.check_accepts()?;
         let slot = core.slot(group).ok_or(StoreError::UnknownGroup(group))?;
         let at = &core.groups[slot as usize];
-        if first > at.last_index + 1 || first < at.first_index {
+        if first == 0 || first > at.last_index + 1 || first < at.first_index {
             return Err(AppendError::Gap { first, last: at.last_index });
         }
         if entries.is_empty() {
             return Ok(core.issued);
         }
-        let before = if first == at.first_index { 0 } else { at.term_at(first - 1).unwrap_or(0) };
+        let before = at.term_at(first - 1).unwrap_or(0);
         let check = check_entries(core, first, before, &entries)?;
         let at = &core.groups[slot as usize];
         let new_lineage = check.new_terms > 0 || first <= at.last_index || at.lineage_unrecorded;
@@ -192,7 +193,7 @@ impl<M: Media> Store<M> {
         assert!(first > at.applied, "{group}: index {first} is applied and cannot be written again");
         let mut lineage_changed = std::mem::take(&mut at.lineage_unrecorded);
         if first <= at.last_index {
-            let (bytes, changed) = core.change_index(slot, |at| at.truncate_from(first));
+            let (bytes, changed) = core.change_index(slot, |at, log| at.truncate_from(first, log));
             lineage_changed |= changed;
             core.forget_tail(bytes);
         }
@@ -279,6 +280,31 @@ impl<M: Media> Store<M> {
         let slot = core.slot(group).ok_or(ApplyError::UnknownGroup(group))?;
         core.apply(slot, index, self.shared.options.commit_mark_bytes);
         core.shrink_tail();
+        self.wake_starved(core);
+        Ok(())
+    }
+
+    /// Something became superfluous: cleaning may find room for those who wait for it.
+    fn wake_starved(&self, core: RefMut<'_, Core>) {
+        let starved = core.starved;
+        drop(core);
+        if starved {
+            self.shared.work.wake_all();
+        }
+    }
+
+    /// The group's log begins at `first` from now on: nobody needs the entries before it any more. What they wrote stays, as
+    /// long as it is not overwritten; their space is cleaned. Entries that are not durable yet are kept, so the log may begin
+    /// earlier for now ([`Store::first_index`]).
+    ///
+    /// # Panics
+    /// If an entry before `first` is not applied.
+    pub fn truncate_front(&self, group: GroupId, first: u64) -> Result<(), ApplyError> {
+        let mut core = self.shared.core.borrow_mut();
+        let slot = core.slot(group).ok_or(ApplyError::UnknownGroup(group))?;
+        let at = &mut *core;
+        at.groups[slot as usize].truncate_front(first, &mut at.log);
+        self.wake_starved(core);
         Ok(())
     }
 
@@ -297,7 +323,7 @@ impl<M: Media> Store<M> {
         self.shared.core.borrow().group(group).map_or(1, |group| group.first_index)
     }
 
-    /// Term of the entry at `index`: 0 for index 0, `None` outside the log.
+    /// Term of the entry at `index`, or of the last one before the log: 0 for index 0, `None` elsewhere outside the log.
     pub fn term_at(&self, group: GroupId, index: u64) -> Option<u64> {
         self.shared.core.borrow().group(group)?.term_at(index)
     }
@@ -468,7 +494,15 @@ fn check_entries(
         }
         check.new_terms += usize::from(entry.term != before);
         before = entry.term;
-        let cost = core.log.record_cost(crate::record::HEADER_BYTES as u32 + bytes as u32);
+        let (records, record_bytes) = crate::record::entry_shape(entry.kind, &entry.payload);
+        if records > 1 << 16 {
+            return Err(malformed(Malformed::OpCount(records)));
+        }
+        if record_bytes > core.record_bytes_max {
+            let bytes = u64::from(record_bytes) - crate::record::HEADER_BYTES as u64;
+            return Err(AppendError::TooLarge { bytes, limit });
+        }
+        let cost = core.log.record_cost(record_bytes);
         check.cost += cost;
         check.largest = check.largest.max(cost);
     }

@@ -76,10 +76,10 @@ fn one_failed_frame_of_several_acknowledges_nothing() {
     assert!(!node.power_cycle().recovery.groups[0].suspect, "an incomplete last flush is no damage");
 }
 
-/// Media that remember write pointers, and have two chunks open at most.
-fn with_two_open(chunks: u32) -> SimMedia {
+/// Media that remember write pointers, and have four chunks open at most.
+fn with_four_open(chunks: u32) -> SimMedia {
     let options = SimOptions { conventional: false, ..SimOptions::default() };
-    let media = SimMedia::new(Geometry { max_open: 2, ..geometry(chunks) }, options);
+    let media = SimMedia::new(Geometry { max_open: 4, ..geometry(chunks) }, options);
     Node::format(&media);
     media
 }
@@ -91,7 +91,7 @@ fn open_chunks(media: &SimMedia) -> usize {
 
 #[test]
 fn a_flush_over_many_chunks_keeps_within_the_limit_of_open_ones() {
-    let media = with_two_open(24);
+    let media = with_four_open(30);
     let mut node = Node::open(&media);
     let created = node.store.create_group(GROUP, Bytes::new()).unwrap();
     node.wait(created);
@@ -102,7 +102,7 @@ fn a_flush_over_many_chunks_keeps_within_the_limit_of_open_ones() {
     node.wait(appended);
     assert!(node.store.counters().flushes <= 3, "they share a flush");
     node.store.apply(GROUP, 12).unwrap();
-    assert!(open_chunks(&media) <= 2);
+    assert!(open_chunks(&media) <= 4);
     let found = node.power_cycle();
     assert_eq!((found.recovery.entries, found.recovery.damage.len()), (12, 0));
 }
@@ -110,7 +110,7 @@ fn a_flush_over_many_chunks_keeps_within_the_limit_of_open_ones() {
 /// Whatever the operation after which power is lost while the store is opened, and once more after that.
 #[test]
 fn starts_that_crash_use_up_no_open_chunks() {
-    let mut media = with_two_open(250);
+    let mut media = with_four_open(250);
     for cut in 1..40 {
         for _ in 0..2 {
             media.crash_after(cut);
@@ -126,7 +126,7 @@ fn starts_that_crash_use_up_no_open_chunks() {
             let appended = node.store.append(group, index, vec![put(1, "k", &[7; 6000])]).unwrap();
             node.wait(appended);
         }
-        assert!(open_chunks(&media) <= 2, "cut at {cut}");
+        assert!(open_chunks(&media) <= 4, "cut at {cut}");
         media = node.media.clone();
         drop(node);
         media.power_on();
@@ -181,7 +181,7 @@ fn durable_after_follows_the_flushes() {
 
 #[test]
 fn a_full_slice_refuses_proposals_then_entries_and_still_takes_states_and_reads() {
-    let mut node = with_group(16);
+    let mut node = with_group(19);
     let mut index = 0;
     let mut refused_proposals_at = None;
     let mut refused_deletes_at = None;
@@ -207,7 +207,7 @@ fn a_full_slice_refuses_proposals_then_entries_and_still_takes_states_and_reads(
         refused_proposals_at < refused_deletes_at && refused_deletes_at < index,
         "{refused_proposals_at} {refused_deletes_at} {index}"
     );
-    assert!(index > 100, "{index} entries of 1 KB in 14 chunks of 16 KiB, two of them reserved");
+    assert!(index > 100, "{index} entries of 1 KB in 17 chunks of 16 KiB, five of them reserved");
     for term in 2..30 {
         let voted = node.store.set_hard_state(GROUP, HardState { term, vote: 1, commit: 0 }).unwrap();
         node.wait(voted);
@@ -226,16 +226,13 @@ fn a_full_slice_refuses_proposals_then_entries_and_still_takes_states_and_reads(
     });
     assert_eq!(scan.unwrap().rows.len() as u64, index);
 
-    // Even the last reserve ends some day, with an error.
-    let mut term = 30;
-    let full = loop {
-        match node.store.set_hard_state(GROUP, HardState { term, vote: 1, commit: 0 }) {
-            Ok(durable) => node.wait(durable),
-            Err(error) => break error,
-        }
-        term += 1;
-    };
-    assert!(matches!(full, StoreError::Full), "{full}");
+    // States go on for ever: what old ones take is cleaned.
+    for term in 30..1000 {
+        let voted = node.store.set_hard_state(GROUP, HardState { term, vote: 1, commit: 0 }).unwrap();
+        node.wait(voted);
+    }
+    assert!(node.store.counters().cleaned_segments > 3);
+    assert_eq!(node.power_cycle().recovery.groups[0].hard_state.term, 999);
 }
 
 #[test]
@@ -295,7 +292,7 @@ fn a_read_that_fails_once_is_tried_again_and_a_damaged_record_is_an_error() {
     assert_eq!(node.store.try_get(GROUP, b"k"), Lookup::OnMedia { bytes: 40 + 3 + 6 });
     let frame = frames(&node.media, 16).into_iter().find(|frame| frame.sectors > 1).unwrap();
     // The frame's header, the state with the new lineage, and then the entry.
-    let byte = 56 + (40 + 28 + 16) + 40 + 6;
+    let byte = 64 + (40 + 28 + 16) + 40 + 6;
     node.media.corrupt(frame.chunk, frame.sector, byte);
     let damaged = get(&mut node);
     assert!(matches!(damaged, Err(ReadError::Damaged { group: GROUP, index: 1, .. })), "{damaged:?}");
@@ -445,8 +442,8 @@ fn states_that_pend_together_never_overcommit_the_slice() {
         }
     };
     assert!(matches!(full, StoreError::Full), "{full}");
-    // Two of them fit in each of the fourteen chunks; the estimate may be short by a few.
-    assert!((20..=28).contains(&created.len()), "{}", created.len());
+    // Two of them fit in each of eleven chunks, three are cleaning's; the estimate may be short by a few.
+    assert!((14..=22).contains(&created.len()), "{}", created.len());
     for durable in created {
         node.wait(durable);
     }
@@ -455,7 +452,7 @@ fn states_that_pend_together_never_overcommit_the_slice() {
 /// Commit marks were not admitted: they go along with a flush only as far as there is room beyond the reserve.
 #[test]
 fn commit_marks_never_overcommit_the_slice() {
-    let mut node = Node::fresh(16);
+    let mut node = Node::fresh(19);
     let small = GroupId(50);
     let groups: Vec<_> = (1..=8).map(GroupId).collect();
     for group in groups.iter().chain([&small]) {
@@ -469,7 +466,7 @@ fn commit_marks_never_overcommit_the_slice() {
         node.wait(durable);
     }
     let mut term = 0;
-    while node.store.free_bytes() > 75_000 {
+    while node.store.free_bytes() > 75_000 + 3 * 15_872 {
         term += 1;
         let voted = node.store.set_hard_state(small, HardState { term, vote: 1, commit: 0 }).unwrap();
         node.wait(voted);
@@ -484,14 +481,15 @@ fn commit_marks_never_overcommit_the_slice() {
     let written = node.store.counters().states - states;
     assert!((2..9).contains(&written), "some marks fit, not all: {written}");
     // Marks only spare work after a restart; the last chunks are for votes.
-    assert!(node.store.free_bytes() >= 2 * 15_000, "the reserve is left: {}", node.store.free_bytes());
+    assert!(node.store.free_bytes() >= 5 * 15_000, "the reserve is left: {}", node.store.free_bytes());
 }
 
 /// Without the budget (nothing is asked before an entry is appended): the index grows until the process is killed.
 #[test]
 fn a_full_index_refuses_new_keys_and_takes_updates_and_deletes() {
     let limit = 2 << 20;
-    let media = SimMedia::new(geometry(500), SimOptions::default());
+    let large_chunks = terrane_ocssd::Geometry { chunk_sectors: 512, ..geometry(34) };
+    let media = SimMedia::new(large_chunks, SimOptions::default());
     Node::format(&media);
     let mut node = Node::try_open(&media, Options { index_bytes_max: limit, ..options() }).unwrap();
     let created = node.store.create_group(GROUP, Bytes::new()).unwrap();

@@ -18,7 +18,7 @@ use terrane_ocssd::{
 
 const GROUP: GroupId = GroupId(1);
 
-/// Two units; lines of 64 KiB, two of which may be open beside the metadata.
+/// Two units; lines of 64 KiB, four of which may be open beside the metadata.
 fn device(seed: u64) -> FlashDevice {
     let geometry = Geometry {
         groups: 1,
@@ -29,7 +29,7 @@ fn device(seed: u64) -> FlashDevice {
         ws_min: 2,
         ws_opt: 8,
         mw_cunits: 16,
-        max_open: 6,
+        max_open: 10,
     };
     let options =
         FlashOptions { geometry, seed, protected_buffer: true, yields_max: 2, ..FlashOptions::default() };
@@ -37,7 +37,7 @@ fn device(seed: u64) -> FlashDevice {
     let volume_options = VolumeOptions { spare_chunks_per_unit: 2, ..VolumeOptions::default() };
     block_on(async {
         let volume = Volume::create(device.slice(0, 1).unwrap(), &volume_options).await.unwrap();
-        assert_eq!(volume.geometry().max_open, 2);
+        assert_eq!(volume.geometry().max_open, 4);
         Store::format(&volume, SLICE).await.unwrap();
     });
     device
@@ -222,7 +222,7 @@ fn power_lost_between_two_segments_loses_nothing() {
     for (seed, conventional) in (0..20).map(|seed| (seed, seed % 2 == 0)) {
         for cut in 1..=3 {
             let sim = SimOptions { seed, conventional, ..SimOptions::default() };
-            let media = SimMedia::new(Geometry { max_open: 2, ..geometry(16) }, sim);
+            let media = SimMedia::new(Geometry { max_open: 4, ..geometry(16) }, sim);
             block_on(Store::format(&media, SLICE)).unwrap();
             let mut life = Life::begin(media.clone(), options());
             let created = life.store.create_group(GROUP, Bytes::new()).unwrap();

@@ -4,7 +4,7 @@
 //! gathered, sorted by key and merged a batch at a time, and neighbours find the same page warm.
 //!
 //! Invariants: of a key's records the one with the highest version wins, of those with the same version the one that came
-//! last (rule 1 of recovery). A deleted key stays in the index as a tombstone until the merge ends, so that an older
+//! last (rule 1 of recovery; they say the same). A deleted key stays in the index as a tombstone until the merge ends, so that an older
 //! record that is found later does not bring it back (rule 4).
 
 use std::ops::Bound;
@@ -110,21 +110,31 @@ impl IndexMerge {
     }
 
     /// The index of what is live.
-    pub fn finish(mut self) -> Index {
+    pub fn finish(self) -> Index {
+        let dead = self.deletions;
+        self.finish_without(dead, |located| located.place == TOMBSTONE)
+    }
+
+    /// The index of what is live and has no higher version than this. A key of a higher one is missing.
+    pub fn finish_up_to(self, version: u64) -> Index {
+        self.finish_without(true, |located| located.place == TOMBSTONE || located.version > version)
+    }
+
+    fn finish_without(mut self, some: bool, dead: impl Fn(Located) -> bool) -> Index {
         self.merge_batch();
-        if self.deletions {
-            self.sweep();
+        if some {
+            self.sweep(dead);
         }
         self.index
     }
 
-    fn sweep(&mut self) {
+    fn sweep(&mut self, is_dead: impl Fn(Located) -> bool) {
         let mut cursor = KeyCursor::new(Bound::Unbounded, Bound::Unbounded);
         let mut more = true;
         while more {
             let mut dead = Vec::new();
             more = cursor.visit(&self.index, SWEEP_KEYS, |key, located| {
-                if located.place == TOMBSTONE {
+                if is_dead(located) {
                     dead.push(key.to_vec());
                 }
             });

@@ -85,26 +85,28 @@ impl Index {
         Some(old)
     }
 
-    /// The same version of the key stands at `place` now. Nothing happens if another version is live.
-    pub fn repoint(&mut self, key: &[u8], version: u64, place: Place) {
-        self.amend(key, |known| (known.version == version).then_some(place));
+    /// The same version of the key stands at `place` now. Returns the place before; nothing happens if another version is
+    /// live.
+    pub fn repoint(&mut self, key: &[u8], version: u64, place: Place) -> Option<Place> {
+        self.amend(key, |known| (known.version == version).then_some(place))
     }
 
     /// The key's record was copied to `place`. False, and nothing happens, if the key does not point at `copied` any more:
     /// then the copy is dead.
     pub fn relocate(&mut self, key: &[u8], copied: Located, place: Place) -> bool {
-        self.amend(key, |known| (known == copied).then_some(place))
+        self.amend(key, |known| (known == copied).then_some(place)).is_some()
     }
 
-    fn amend(&mut self, key: &[u8], place: impl FnOnce(Located) -> Option<Place>) -> bool {
+    /// Returns the place before.
+    fn amend(&mut self, key: &[u8], place: impl FnOnce(Located) -> Option<Place>) -> Option<Place> {
         let page = self.root.leaf_mut(key);
-        let Ok(at) = page.search(key) else { return false };
+        let at = page.search(key).ok()?;
         let known = page.located(at);
-        let Some(place) = place(known) else { return false };
+        let place = place(known)?;
         self.memory_bytes -= page.memory_bytes();
         page.set_located(at, Located { place, ..known });
         self.memory_bytes += page.memory_bytes();
-        true
+        Some(known.place)
     }
 
     /// Live keys between the bounds, ascending. Empty if the bounds cross.

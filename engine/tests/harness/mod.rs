@@ -191,7 +191,7 @@ pub(crate) fn frames(media: &SimMedia, chunks: u32) -> Vec<FoundFrame> {
                     chunk,
                     sector: sector as u32,
                     flush,
-                    sectors: (56 + body).div_ceil(512),
+                    sectors: (64 + body).div_ceil(512),
                 });
             }
         }

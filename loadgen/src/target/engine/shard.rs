@@ -141,6 +141,7 @@ impl<M: Media> Shard<M> {
             let last = store.last_index(group);
             if found.contains(&group) {
                 store.apply(group, last)?;
+                store.truncate_front(group, last + 1)?;
             } else {
                 // Durable with the first entries at the latest; nobody waits for it alone.
                 drop(store.create_group(group, Bytes::new())?);
@@ -349,7 +350,11 @@ impl<M: Media> Shard<M> {
             newest[(pending.group.0 - self.group_first) as usize] = pending.index;
         }
         for (group, index) in (self.group_first..).zip(newest).filter(|(_, index)| *index > 0) {
-            self.store.apply(GroupId(group), index).expect("the group was created with the shard");
+            let group = GroupId(group);
+            let applied = self.store.apply(group, index);
+            // Nobody follows: what is applied need not stay in the log.
+            let truncated = applied.and_then(|()| self.store.truncate_front(group, index + 1));
+            truncated.expect("the group was created with the shard");
         }
         for pending in settled {
             self.answer(pending.asker, Ok(Answer::Written { version: pending.index }));
