@@ -35,6 +35,8 @@ use crate::index::Place;
 use crate::log::{FramePlan, Opening};
 use crate::op::Op;
 use crate::pipeline::Pipeline;
+use crate::policy::LogTime;
+use crate::policy::placement::{CLASSES, Class, Placed};
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::{self, SegmentHeader};
 use crate::slice::SliceId;
@@ -43,6 +45,8 @@ use crate::stream::Stream;
 
 /// A record of the flush (an entry of several ops is a run of records), and where it goes.
 struct Outgoing {
+    /// `None`: of a state, which lives until the next.
+    placed: Option<Placed>,
     stream: Stream,
     slot: u32,
     header: RecordHeader,
@@ -67,7 +71,7 @@ struct Flush {
     term_max: u64,
     /// LSN counter up to which everything is durable then.
     durable: u64,
-    clock: u64,
+    clock: LogTime,
 }
 
 /// One write to the medium.
@@ -84,6 +88,9 @@ struct FrameWrite {
 struct Buffers {
     spare: Vec<AlignedBuf>,
 }
+
+/// Flushes over which the bytes of one are averaged.
+const FLUSHES_AVERAGED: u64 = 16;
 
 /// Buffers kept: one flush rarely has more than two frames.
 const SPARE_BUFFERS: usize = 3;
@@ -133,16 +140,49 @@ impl Core {
         if records.is_empty() {
             return None;
         }
+        self.spread(&mut records);
         records.sort_by_key(|record| record.stream);
         let durable = self.pending.front().map_or(self.issued, |entry| entry.lsn - 1);
         let clock = self.clock();
-        let frames = self.log.plan(records.iter().map(|record| (record.stream, record.bytes)), clock);
+        let frames = self.log.plan(records.iter().map(|record| (record.stream, record.bytes)), clock.0);
         self.flush += 1;
         let (lsn_first, frame_first) = (self.records + 1, self.frames + 1);
         self.records += records.iter().map(|record| u64::from(record.parts)).sum::<u64>();
         self.frames += frames.len() as u64;
         let (number, term_max) = (self.flush, self.term_max);
         Some(Flush { records, states, frames, number, lsn_first, frame_first, term_max, durable, clock })
+    }
+
+    /// Sends records to the streams of their expected lifetimes, if there is room for it: more segments may be opened than if
+    /// they were written together, and all that was admitted must still fit.
+    fn spread(&mut self, records: &mut [Outgoing]) {
+        let of_users = |record: &&Outgoing| record.header.kind == RecordKind::Entry;
+        let user_bytes: u64 = records.iter().filter(of_users).map(|record| u64::from(record.bytes)).sum();
+        if user_bytes > 0 {
+            self.flush_bytes = (self.flush_bytes * (FLUSHES_AVERAGED - 1) + user_bytes) / FLUSHES_AVERAGED;
+        }
+        if self.starved || self.is_scarce() {
+            return;
+        }
+        let (streams, user_streams) = (self.layout.streams, self.user_streams());
+        let goes_to = |record: &Outgoing| match (record.header.kind, record.placed) {
+            (RecordKind::Entry, Some(placed)) => streams.of_user(placed.class, user_streams),
+            (_, Some(placed)) => streams.of_class(placed.class),
+            (_, None) => streams.of_user(Class(0), user_streams),
+        };
+        let mut costs = [(0, 0); Stream::COUNT];
+        for record in &*records {
+            let cost = self.log.record_cost(record.bytes);
+            let (sum, largest) = &mut costs[goes_to(record).slot()];
+            (*sum, *largest) = (*sum + cost, cost.max(*largest));
+        }
+        let needed =
+            |(stream, (sum, largest)): (Stream, (u64, u64))| self.log.chunks_needed(stream, sum, largest);
+        let spread: u64 = Stream::all().zip(costs).map(needed).sum();
+        let pending = self.log.chunks_needed(Stream::USER, self.pending_cost, self.pending_largest) + 1;
+        if spread + pending + u64::from(CLEANING_RESERVE_CHUNKS) <= u64::from(self.log.free_chunks()) {
+            records.iter_mut().for_each(|record| record.stream = goes_to(record));
+        }
     }
 
     /// States, the wanted ones first, as far as there is room. Returns their cost and that of the largest.
@@ -181,7 +221,7 @@ impl Core {
 
     /// Where states go.
     fn state_stream(&self) -> Stream {
-        if self.is_scarce() { Stream::Moved } else { Stream::User }
+        if self.is_scarce() { self.layout.streams.coldest() } else { Stream::USER }
     }
 
     /// Entries that go along with states of this cost.
@@ -200,7 +240,7 @@ impl Core {
             }
             let entry_cost = self.log.record_cost(entry.bytes);
             (cost, largest) = (cost + entry_cost, largest.max(entry_cost));
-            if self.log.chunks_needed(Stream::User, cost, largest) > u64::from(room) {
+            if self.log.chunks_needed(Stream::USER, cost, largest) > u64::from(room) {
                 self.starved = true;
                 break;
             }
@@ -218,7 +258,8 @@ impl Core {
                 term: entry.term,
             };
             records.push(Outgoing {
-                stream: Stream::User,
+                placed: Some(entry.placed),
+                stream: Stream::USER,
                 slot: entry.slot,
                 header,
                 payload: entry.payload,
@@ -237,18 +278,20 @@ impl Core {
     fn take_moves(&mut self, bytes_max: u32, records: &mut Vec<Outgoing>) {
         let costs = records.iter().map(|record| self.log.record_cost(record.bytes));
         let (others, largest_other) = (costs.clone().sum(), costs.max().unwrap_or(0));
+        let now = self.clock();
+        let coldest = self.layout.streams.coldest();
         let mut room = u64::from(self.log.free_chunks());
         let (mut bytes, mut cost, mut largest) = (0, 0, 0);
         if self.is_scarce() {
             (cost, largest) = (others, largest_other);
         } else {
-            room = room.saturating_sub(self.log.chunks_needed(Stream::User, others, largest_other));
+            room = room.saturating_sub(self.log.chunks_needed(Stream::USER, others, largest_other));
         }
         while let Some(front) = self.moves.front() {
             bytes += u64::from(front.record_bytes());
             let move_cost = self.log.record_cost(front.record_bytes());
             (cost, largest) = (cost + move_cost, largest.max(move_cost));
-            let full = self.log.chunks_needed(Stream::Moved, cost, largest) > room;
+            let full = self.log.chunks_needed(coldest, cost, largest) > room;
             if full || bytes > u64::from(bytes_max) && bytes > u64::from(front.record_bytes()) {
                 break;
             }
@@ -261,6 +304,11 @@ impl Core {
                 continue;
             }
             let group = &self.groups[moved.slot as usize];
+            let age = now.since(group.written_at(moved.version, now));
+            let placed = match moved.heat {
+                Some(heat) => self.classes.relocated(heat, age),
+                None => Placed { class: Class(CLASSES - 1), interval_bytes: u64::MAX },
+            };
             let header = RecordHeader {
                 payload_bytes: moved.payload.len() as u32,
                 kind: moved.kind,
@@ -272,7 +320,8 @@ impl Core {
                 term: 0,
             };
             records.push(Outgoing {
-                stream: Stream::Moved,
+                placed: Some(placed),
+                stream: coldest,
                 slot: moved.slot,
                 header,
                 payload: moved.payload,
@@ -299,6 +348,7 @@ impl Core {
             term: group.hard_state.term,
         };
         let outgoing = Outgoing {
+            placed: None,
             stream: self.state_stream(),
             slot,
             header,
@@ -333,6 +383,9 @@ impl Core {
         let left: Vec<u32> = openings().filter_map(|opening| opening.leaves).map(|left| left.chunk).collect();
         for record in flush.records {
             let Outgoing { slot, header, payload, place, from, .. } = record;
+            if let Some(Placed { interval_bytes, .. }) = record.placed {
+                self.log.expects(place.chunk, record.bytes, interval_bytes, flush.clock);
+            }
             match header.kind {
                 RecordKind::State => self.log.holds(slot, place, false),
                 RecordKind::Entry if header.entry_kind == ENTRY_OPS && !payload.is_empty() => {
@@ -416,7 +469,7 @@ impl Flush {
 fn fill_frame(
     slice: SliceId,
     core: &Core,
-    (plan, clock): (&FramePlan, u64),
+    (plan, clock): (&FramePlan, LogTime),
     mut header: FrameHeader,
     records: &mut [Outgoing],
     buffers: &mut Buffers,
@@ -428,7 +481,7 @@ fn fill_frame(
     if plan.opens.is_some() {
         segment.fill(0);
         let stream = plan.stream.slot() as u32;
-        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk, stream, born: clock }
+        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk, stream, born: clock.0 }
             .encode(segment);
     }
     let mut at = frame::HEADER_BYTES;
@@ -534,6 +587,7 @@ impl<M: Media> Store<M> {
                 if starves {
                     // Cleaning has to begin.
                     self.shared.work.wake_all();
+                    self.shared.progress.wake_all();
                 }
                 return Ok(false);
             };

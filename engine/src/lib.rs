@@ -58,6 +58,7 @@
 
 mod anchor;
 mod cache;
+mod chronicle;
 mod cleaning;
 mod core;
 mod cursor;

@@ -13,11 +13,17 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use terrane_ocssd::ChunkId;
+
 use crate::anchor::FreedSegment;
 use crate::entry::Lsn;
 use crate::frame;
 use crate::frame_set::FrameSet;
 use crate::index::Place;
+use crate::policy::LogTime;
+use crate::policy::candidates::Candidates;
+use crate::policy::placement::Class;
+use crate::policy::victim::{self, Ask, Contents, Score, SegmentState, SegmentStats};
 use crate::segment::{Generation, Stamp};
 use crate::slice::{Layout, SliceId};
 use crate::stream::Stream;
@@ -38,8 +44,10 @@ pub(crate) struct Segment {
     pub(crate) first_lsn: Option<Lsn>,
     /// Cleaning tried, and could not read all of it.
     pub(crate) unreadable: bool,
-    /// Cleaning should not try again before this LSN counter of the epoch is durable.
-    pub(crate) not_before: u64,
+    /// What it was filled with, as far as that is known.
+    contents: Contents,
+    /// Cleaning should not try again yet.
+    postponed: bool,
     /// Bytes of records that an index points at.
     pub(crate) live: u64,
     /// Bytes of entries that the logs of groups still have.
@@ -72,7 +80,7 @@ impl Segment {
 
     /// What a freed segment of an earlier start left on its chunk.
     pub(crate) fn freed(stamp: Stamp) -> Self {
-        Self { phase: Phase::Freed, ..Self::opened(stamp, Stream::User, 0, 0) }
+        Self { phase: Phase::Freed, ..Self::opened(stamp, Stream::USER, 0, 0) }
     }
 
     fn opened(stamp: Stamp, stream: Stream, born: u64, filled: u32) -> Self {
@@ -85,7 +93,8 @@ impl Segment {
             frames: FrameSet::default(),
             first_lsn: None,
             unreadable: false,
-            not_before: 0,
+            contents: Contents::default(),
+            postponed: false,
             live: 0,
             retained: 0,
             deletes: 0,
@@ -106,6 +115,26 @@ impl Segment {
     pub(crate) fn needed(&self) -> u64 {
         self.live + self.deletes
     }
+
+    /// What the choice of victims knows of it.
+    fn stats(&self, chunk: u32, chunk_bytes: u32) -> SegmentStats {
+        let known = !self.contents.is_empty();
+        SegmentStats {
+            segment: ChunkId(chunk),
+            state: self.state(),
+            size_bytes: u64::from(chunk_bytes),
+            live_bytes: self.needed(),
+            class: Class(self.stream.slot() as u8),
+            // Of an earlier start: it has lived as long as it was expected to.
+            interval_bytes: if known { self.contents.interval_bytes() } else { self.born.max(1) },
+            filled_at: if known { self.contents.filled_at() } else { LogTime(self.born) },
+        }
+    }
+
+    fn state(&self) -> SegmentState {
+        let stays = self.retained > 0 || self.unreadable || self.postponed;
+        if stays { SegmentState::Pinned } else { SegmentState::Sealed }
+    }
 }
 
 #[derive(Debug)]
@@ -119,6 +148,10 @@ pub(crate) struct Log {
     wear: Vec<u32>,
     /// By chunk.
     segments: Vec<Option<Segment>>,
+    /// Those of them that cleaning may choose from.
+    candidates: Candidates,
+    /// Segments that cleaning left for now, each with the LSN counter that must be durable before it tries again.
+    postponed: Vec<(u64, u32)>,
     /// By stream: the chunk that it fills.
     open: [Option<u32>; Stream::COUNT],
     segments_opened: u32,
@@ -172,8 +205,15 @@ impl Log {
     ) -> Self {
         let open = [None; Stream::COUNT];
         let (mut movable, mut to_move) = (0, 0);
-        for bytes in segments.iter().flatten().filter_map(|segment| segment.to_move(dense_bytes(&layout))) {
-            (movable, to_move) = (movable + 1, to_move + bytes);
+        let mut candidates = Candidates::new(layout.chunk_count);
+        for (chunk, segment) in (0..).zip(&segments) {
+            let Some(segment) = segment.as_ref().filter(|segment| segment.phase == Phase::Sealed) else {
+                continue;
+            };
+            candidates.add(segment.stats(chunk, layout.chunk_bytes));
+            if let Some(bytes) = segment.to_move(dense_bytes(&layout)) {
+                (movable, to_move) = (movable + 1, to_move + bytes);
+            }
         }
         Self {
             layout,
@@ -182,6 +222,8 @@ impl Log {
             free,
             wear,
             segments,
+            candidates,
+            postponed: Vec::new(),
             open,
             segments_opened: 0,
             largest: 0,
@@ -202,6 +244,12 @@ impl Log {
         }
         if let Some(bytes) = after {
             (self.movable, self.to_move) = (self.movable + 1, self.to_move + bytes);
+        }
+        let segment = self.segment(chunk);
+        if segment.phase == Phase::Sealed {
+            let (needed, stays) = (segment.needed(), segment.state() == SegmentState::Pinned);
+            self.candidates.hold(ChunkId(chunk), needed);
+            self.candidates.pin(ChunkId(chunk), stays);
         }
     }
 
@@ -274,7 +322,12 @@ impl Log {
     pub(crate) fn seal(&mut self, chunk: u32) {
         let segment = self.segment_mut(chunk);
         assert_eq!(segment.phase, Phase::Sealing);
+        self.becomes_candidate(chunk);
+    }
+
+    fn becomes_candidate(&mut self, chunk: u32) {
         self.adjust(chunk, |segment| segment.phase = Phase::Sealed);
+        self.candidates.add(self.segment(chunk).stats(chunk, self.layout.chunk_bytes));
     }
 
     /// Cleaning takes the segment: nobody else will.
@@ -282,18 +335,51 @@ impl Log {
         let segment = self.segment_mut(chunk);
         assert_eq!(segment.phase, Phase::Sealed);
         segment.phase = Phase::Cleaned;
+        self.candidates.remove(ChunkId(chunk));
     }
 
     /// Cleaning leaves the segment as it is, for good.
     pub(crate) fn give_up_cleaning(&mut self, chunk: u32) {
-        self.adjust(chunk, |segment| (segment.phase, segment.unreadable) = (Phase::Sealed, true));
+        self.segment_mut(chunk).unreadable = true;
+        self.becomes_candidate(chunk);
     }
 
     /// Cleaning leaves the segment as it is until `lsn` is durable.
     pub(crate) fn postpone_cleaning(&mut self, chunk: u32, lsn: u64) {
-        let segment = self.segment_mut(chunk);
-        segment.phase = Phase::Sealed;
-        segment.not_before = lsn;
+        self.segment_mut(chunk).postponed = true;
+        self.becomes_candidate(chunk);
+        self.postponed.push((lsn, chunk));
+    }
+
+    /// What was postponed until now may be cleaned again.
+    pub(crate) fn resume_postponed(&mut self, durable: u64) {
+        let (ready, later) = self.postponed.drain(..).partition(|(lsn, _)| *lsn <= durable);
+        self.postponed = later;
+        let ready: Vec<(u64, u32)> = ready;
+        ready.into_iter().for_each(|(_, chunk)| self.adjust(chunk, |segment| segment.postponed = false));
+    }
+
+    /// Of all segments that can be won, the one with the least to move.
+    pub(crate) fn emptiest(&self) -> Option<u32> {
+        let dense = dense_bytes(&self.layout);
+        let sealed =
+            self.sealed().filter(|(_, segment)| !segment.postponed && segment.to_move(dense).is_some());
+        sealed.min_by_key(|(_, segment)| (segment.needed(), segment.stamp.generation)).map(|(chunk, _)| chunk)
+    }
+
+    /// The segment that is due at the highest price of space, among those of which at most `live_share_max` is alive.
+    pub(crate) fn due(&self, now: LogTime, live_share_max: f64, room_bytes: u64) -> Option<SegmentStats> {
+        let ask = Ask { now, score: Score::Rent, victims: 1, live_share_max, room_bytes, must_move: &[] };
+        let mut victims = Vec::new();
+        victim::choose(self.candidates.heads(&[]), &ask, |_| 0.0, &mut victims);
+        let dense = dense_bytes(&self.layout);
+        let due = victims.first().filter(|victim| self.segment(victim.segment.0).to_move(dense).is_some())?;
+        self.candidates.get(due.segment).copied()
+    }
+
+    /// A record of `bytes` was put into a segment, to be overwritten after about `interval_bytes`.
+    pub(crate) fn expects(&mut self, chunk: u32, bytes: u32, interval_bytes: u64, now: LogTime) {
+        self.segment_mut(chunk).contents.add(bytes.into(), interval_bytes, now);
     }
 
     /// Whether every segment but this one begins after `lsn`.
@@ -343,14 +429,14 @@ impl Log {
 
     pub(crate) fn free_bytes(&self) -> u64 {
         u64::from(self.free_chunks()) * u64::from(self.layout.segment_capacity())
-            + u64::from(self.open_rest(Stream::User))
+            + u64::from(self.open_rest(Stream::USER))
     }
 
     /// Bytes of the slice that hold something or were left behind by a seal.
     pub(crate) fn used_bytes(&self) -> u64 {
         let free = u64::from(self.free_chunks()) * u64::from(self.layout.chunk_bytes);
         let slice = u64::from(self.layout.chunk_count) * u64::from(self.layout.chunk_bytes);
-        let open: u64 = Stream::ALL.iter().map(|stream| u64::from(self.open_rest(*stream))).sum();
+        let open: u64 = Stream::all().map(|stream| u64::from(self.open_rest(stream))).sum();
         slice - free - open
     }
 
@@ -380,7 +466,7 @@ impl Log {
                 segment.retained == 0 && segment.needed() < capacity / 2
             })
         };
-        let Some(stream) = Stream::ALL.into_iter().find(|stream| worth(self, stream)) else { return false };
+        let Some(stream) = Stream::all().find(|stream| worth(self, stream)) else { return false };
         let Some(chunk) = self.open[stream.slot()].take() else { return false };
         self.segment_mut(chunk).phase = Phase::Sealing;
         self.seal(chunk);
@@ -515,7 +601,7 @@ mod tests {
     }
 
     fn user(lengths: impl IntoIterator<Item = u32>) -> impl Iterator<Item = (Stream, u32)> {
-        lengths.into_iter().map(|length| (Stream::User, length))
+        lengths.into_iter().map(|length| (Stream::USER, length))
     }
 
     #[test]
@@ -526,7 +612,7 @@ mod tests {
             frames,
             [FramePlan {
                 chunk: 3,
-                stream: Stream::User,
+                stream: Stream::USER,
                 stamp: Stamp::new(SLICE, Generation::new(7, 1)),
                 offset: 512,
                 opens: Some(Opening { leaves: None, forgets: None }),
@@ -569,7 +655,7 @@ mod tests {
             for lengths in flushes {
                 let lengths: Vec<u32> = lengths.into_iter().map(|length| length.min(limit)).collect();
                 let costs = lengths.iter().map(|length| log.record_cost(*length));
-                let needed = log.chunks_needed(Stream::User, costs.clone().sum(), costs.max().unwrap_or(0));
+                let needed = log.chunks_needed(Stream::USER, costs.clone().sum(), costs.max().unwrap_or(0));
                 if needed > u64::from(log.free_chunks()) {
                     break;
                 }

@@ -229,7 +229,7 @@ impl ReplayedGroup {
         }
         for (op, place) in ops {
             match op {
-                Op::Put { key, .. } => self.keys.put(key, Located { version: index, place }),
+                Op::Put { key, .. } => self.keys.put(key, Located::new(index, place)),
                 Op::Delete { key } => self.keys.delete(key, index),
             }
         }
@@ -422,7 +422,7 @@ mod tests {
         let replayed = feed.replay.finish();
         let group = &replayed[0].group;
         assert_eq!(group.place(1), Some(place));
-        assert_eq!(group.index.get(b"key"), Some(Located { version: 1, place }));
+        assert_eq!(group.index.get(b"key"), Some(Located::new(1, place)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use crate::cursor::Cursor;
 use crate::frame;
+use crate::stream::Streams;
 use terrane_ocssd::{ChunkId, Geometry};
 
 /// The two chunks of the anchor.
@@ -50,6 +51,7 @@ pub(crate) struct Layout {
     pub(crate) unit_bytes: u32,
     pub(crate) chunk_bytes: u32,
     pub(crate) chunk_count: u32,
+    pub(crate) streams: Streams,
 }
 
 impl Layout {
@@ -75,6 +77,7 @@ impl Layout {
             unit_bytes: geometry.sector_bytes * geometry.ws_min,
             chunk_bytes,
             chunk_count: geometry.chunk_count(),
+            streams: Streams::of(geometry.chunk_count(), geometry.max_open),
         };
         if layout.chunk_count < LOG_CHUNK_FIRST + 6 {
             return Err("a slice needs at least eight chunks");
@@ -86,6 +89,11 @@ impl Layout {
             return Err("the anchor could not list one epoch per chunk: fewer or larger chunks are needed");
         }
         Ok(layout)
+    }
+
+    /// Bytes of the whole slice.
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        u64::from(self.chunk_count) * u64::from(self.chunk_bytes)
     }
 
     /// `bytes` rounded up to whole smallest writes.

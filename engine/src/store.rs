@@ -189,6 +189,7 @@ impl<M: Media> Store<M> {
             return Err(AppendError::IndexFull { limit });
         }
         core.counters.user_bytes += check.user_bytes;
+        core.allow_moves(check.user_bytes);
         let at = &mut core.groups[slot as usize];
         assert!(first > at.applied, "{group}: index {first} is applied and cannot be written again");
         let mut lineage_changed = std::mem::take(&mut at.lineage_unrecorded);

@@ -275,7 +275,7 @@ fn a_full_device_refuses_writes_and_goes_on_reading() {
     let written: Vec<u64> = written.into_iter().flatten().collect();
     assert!(written.len() > 200, "{} fitted", written.len());
     let look = looks(&connect);
-    assert!(look.gauges.occupied_bytes.unwrap() > 2 * 8 * (256 << 10));
+    assert!(look.gauges.occupied_bytes.unwrap() > 2 * 6 * (256 << 10));
     phase(&connect, async |_, target| {
         for number in &written {
             let found = target.get(&key(*number)).await.unwrap().unwrap();
