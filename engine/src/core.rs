@@ -24,7 +24,7 @@ use crate::op::{self, Op};
 use crate::options::Options;
 use crate::policy::LogTime;
 use crate::policy::heat::Heat;
-use crate::policy::pace::{Load, Marks};
+use crate::policy::pace::{Load, Marks, Pace};
 use crate::policy::placement::{self, CLASSES, Class, Classes, Placed, RATIO};
 use crate::record::{self, RecordKind};
 use crate::slice::Layout;
@@ -374,14 +374,18 @@ impl Core {
         Marks { reserve_bytes, low_bytes, high_bytes: low_bytes + percent(2) }
     }
 
-    /// Users wrote so many bytes: cleaning may go on with what it has to move for them.
-    pub(crate) fn allow_moves(&mut self, user_bytes: u64) {
-        let load = Load {
+    /// How cleaning and users share the device now.
+    pub(crate) fn pace(&self) -> Pace {
+        self.marks().pace(&Load {
             room_bytes: self.room_bytes(),
             victim_live_share: self.victim_live_share,
             latency_over_goal: 1.0,
-        };
-        let copies = user_bytes as f64 * self.marks().pace(&load).copies_per_user_byte;
+        })
+    }
+
+    /// Users wrote so many bytes: cleaning may go on with what it has to move for them.
+    pub(crate) fn allow_moves(&mut self, user_bytes: u64) {
+        let copies = user_bytes as f64 * self.pace().copies_per_user_byte;
         let most = f64::from(self.layout.chunk_bytes);
         self.move_allowance = (self.move_allowance + copies).min(most);
     }

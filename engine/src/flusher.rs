@@ -89,6 +89,9 @@ struct Buffers {
     spare: Vec<AlignedBuf>,
 }
 
+/// Bytes that cleaning moves along with a flush of users, at least: less would be all headers and padding.
+const MOVES_WITH_USERS_BYTES: u64 = 128 << 10;
+
 /// Flushes over which the bytes of one are averaged.
 const FLUSHES_AVERAGED: u64 = 16;
 
@@ -231,11 +234,13 @@ impl Core {
             self.starved = !self.pending.is_empty();
             return;
         };
+        // The shorter the room, the smaller the users' part of what is written: long before there is none.
+        let bytes_max = (f64::from(bytes_max) * self.pace().user_share) as u64;
         let states = records.len();
         let mut bytes = 0;
         while let Some(entry) = self.pending.front() {
             bytes += u64::from(entry.bytes);
-            if bytes > u64::from(bytes_max) && records.len() > states {
+            if bytes > bytes_max && records.len() > states {
                 break;
             }
             let entry_cost = self.log.record_cost(entry.bytes);
@@ -278,6 +283,13 @@ impl Core {
     fn take_moves(&mut self, bytes_max: u32, records: &mut Vec<Outgoing>) {
         let costs = records.iter().map(|record| self.log.record_cost(record.bytes));
         let (others, largest_other) = (costs.clone().sum(), costs.max().unwrap_or(0));
+        // A little goes along with each flush, rather than much with a few for which users then wait.
+        let user_bytes: u64 = records.iter().map(|record| u64::from(record.bytes)).sum();
+        let with_users = (user_bytes as f64 * 2.0 * self.pace().copies_per_user_byte) as u64;
+        let bytes_max = match self.cleaning_is_urgent() || user_bytes == 0 {
+            true => u64::from(bytes_max),
+            false => with_users.max(MOVES_WITH_USERS_BYTES).min(u64::from(bytes_max)),
+        };
         let now = self.clock();
         let coldest = self.layout.streams.coldest();
         let mut room = u64::from(self.log.free_chunks());
@@ -292,7 +304,7 @@ impl Core {
             let move_cost = self.log.record_cost(front.record_bytes());
             (cost, largest) = (cost + move_cost, largest.max(move_cost));
             let full = self.log.chunks_needed(coldest, cost, largest) > room;
-            if full || bytes > u64::from(bytes_max) && bytes > u64::from(front.record_bytes()) {
+            if full || bytes > bytes_max && bytes > u64::from(front.record_bytes()) {
                 break;
             }
             let Some(moved) = self.moves.pop_front() else { break };
