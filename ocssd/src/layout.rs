@@ -32,7 +32,7 @@ pub const CHUNK_BYTES_MIN: u64 = 64 * KIB;
 /// Limits of a chunk's size in bytes, when it is given rather than chosen.
 pub const CHUNK_BYTES_MAX: u64 = 1024 * MIB;
 
-const CHUNK_BYTES_CHOSEN_MIN: u64 = MIB;
+const CHUNK_BYTES_CHOSEN_MIN: u64 = 8 * MIB;
 const CHUNK_BYTES_CHOSEN_MAX: u64 = 64 * MIB;
 
 // A chunk of any allowed size is a whole number of sectors of any allowed size, and vice versa.
@@ -220,8 +220,8 @@ mod tests {
     fn chunks_follow_the_slice() {
         let cases = [
             // (device, shards) -> (chunk, chunks in a slice)
-            ((MIB + 64 * MIB, 1), (MIB, 64)),
-            ((1025 * MIB, 2), (MIB, 512)),
+            ((MIB + 64 * MIB, 1), (8 * MIB, 8)),
+            ((1024 * MIB, 2), (8 * MIB, 63)),
             ((8 * 1024 * MIB, 1), (8 * MIB, 1023)),
             ((16 * 1024 * MIB, 1), (16 * MIB, 1023)),
             ((1 << 40, 4), (64 * MIB, 4095)),
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn too_small_says_what_is_needed() {
-        let error = Layout::plan(16 * MIB, 2, 512, None).unwrap_err();
+        let error = Layout::plan(100 * MIB, 2, 512, None).unwrap_err();
         let LayoutError::TooSmall { needed_bytes, .. } = error else { panic!("{error}") };
-        assert_eq!(needed_bytes, MIB + 2 * 8 * MIB);
+        assert_eq!(needed_bytes, MIB + 2 * 8 * 8 * MIB);
         assert!(Layout::plan(needed_bytes, 2, 512, None).is_ok());
         assert!(Layout::plan(needed_bytes - 1, 2, 512, None).is_err());
         assert!(error.to_string().contains(&needed_bytes.to_string()), "{error}");
