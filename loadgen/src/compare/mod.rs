@@ -5,14 +5,12 @@
 //! child        one measurement: `run` in a process of its own
 //! deploy       the servers that a networked target needs, for one measurement
 //! table        medians, ranges, ratios; as text, JSON and CSV
-//! checkpoint   the JSON while it is under way
 //! page         the same with charts
 //! ```
 //!
 //! Invariants: each measurement has a folder of its own, gone before the next begins; after every measurement the JSON
-//! holds all that is known.
+//! holds all that is known. Before the first has ended nothing is written: what an earlier comparison wrote stays.
 
-mod checkpoint;
 mod child;
 mod deploy;
 mod page;
@@ -35,10 +33,11 @@ use crate::compare::plan::{Cell, Turn};
 use crate::compare::table::{Comparison, Note, PROVISIONAL, Row, Sample};
 use crate::device;
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::output;
 use crate::place::Place;
 use crate::report::figures::{bytes, count, latency};
 use crate::report::machine::Machine;
-use crate::report::{begin_file, csv};
+use crate::report::{csv, write_json};
 
 /// Least that a store caches.
 const CACHE_MIN: u64 = 8 << 20;
@@ -54,7 +53,7 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
     crate::cli::usage(!turns.is_empty(), "no target that was asked for has any of the modes asked for")?;
     for (option, path) in [("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)] {
         if let Some(path) = path {
-            begin_file(option, path)?;
+            output::check(option, path)?;
         }
     }
     let room = room(args, &turns);
@@ -124,18 +123,25 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         table.rows = table::rows(&samples);
         table.configurations = table::configurations(&told);
         table.warnings = warnings.iter().cloned().chain(table::doubts(&table.rows)).collect();
-        if let Some(path) = &args.json {
-            checkpoint::intermediate(&table, path);
+        // Hours of work are not lost with the last measurement. To a pipe it is written once, at the end.
+        if let Some(path) = args.json.as_ref().filter(|path| output::is_replaced(path))
+            && let Err(error) = write_json(&table, path)
+        {
+            eprintln!("warning: {error:#}; it is tried again after the next measurement");
         }
         settle(place.path()).await;
     }
     progress.clear();
+    if told.is_empty() && table.failures.is_empty() {
+        // Interrupted in the first measurement: no table of nothing in place of an older one.
+        return Err(anyhow::Error::from(Interrupted).context("nothing was measured, and nothing is written"));
+    }
     table.partial = interrupted || !table.failures.is_empty();
     tell(&table);
     // One that cannot be written does not keep the others from it.
     let mut written = Vec::new();
     if let Some(path) = &args.json {
-        written.push(checkpoint::last(&table, path));
+        written.push(write_json(&table, path));
     }
     if let Some(path) = &args.csv {
         written.push(csv::table(path, Row::COLUMNS, &table.rows));

@@ -32,11 +32,12 @@ async fn an_open_loop_accounts_for_all_that_was_due() {
 #[tokio::test]
 async fn a_rate_that_is_not_reached_is_said() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
-    let args = "--records 1 --rate 50k --seconds 0.5 --clients 1 --workload c";
+    let args = "--records 1 --rate 5000k --seconds 0.5 --clients 1 --workload c";
     let output = folder.ends(0, &run(&cluster, args)).await;
     let json = folder.json();
-    assert_eq!(accounted(&json["run"]), 25_000);
-    assert!(json["run"]["unsent"].as_u64().unwrap() > 0, "one connection answers 50,000 times a second?");
+    assert_eq!(accounted(&json["run"]), 2_500_000);
+    // One connection was seen to answer 50,000 times a second; none does so every 200 ns.
+    assert!(json["run"]["unsent"].as_u64().unwrap() > 0);
     assert!(json["warnings"].to_string().contains("due and never sent"), "{json}");
     output.tells(&["operations due and never sent"]);
 }
