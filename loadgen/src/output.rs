@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
 
+use crate::cli::usage;
+
 /// What the name of a file ends in while it is not complete.
 const UNFINISHED: &str = ".unfinished";
 
@@ -74,6 +76,27 @@ pub(crate) fn is_replaced(path: &Path) -> bool {
     matches!(Destination::of(path), Ok(Destination::Beside(_)))
 }
 
+/// [`check`] of several options, no two of which may name one file.
+///
+/// # Errors
+/// The first that cannot be written; [`WrongUsage`](crate::cli::WrongUsage) if two are one.
+pub(crate) fn check_all<'a>(
+    files: impl IntoIterator<Item = (&'static str, &'a Option<PathBuf>)>,
+) -> anyhow::Result<()> {
+    let mut seen: Vec<(&str, PathBuf)> = Vec::new();
+    for (option, path) in files {
+        let Some(path) = path else { continue };
+        check(option, path)?;
+        // To a terminal or a pipe several may go, one after another.
+        let Ok(Destination::Beside(file)) = Destination::of(path) else { continue };
+        if let Some((other, _)) = seen.iter().find(|(_, known)| *known == file) {
+            usage(false, &format!("{other} and {option} are one file, {}", path.display()))?;
+        }
+        seen.push((option, file));
+    }
+    Ok(())
+}
+
 /// In the words that every option has.
 pub(crate) fn cannot_be_written(option: &str, path: &Path) -> String {
     format!("{option} {}: it cannot be written", path.display())
@@ -102,11 +125,18 @@ pub(crate) fn whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn beside(file: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut prefix = file.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
     prefix.push(".");
-    tempfile::Builder::new()
+    let folder = file.parent().ok_or(ErrorKind::InvalidInput)?;
+    let permissions = Permissions::from_mode(0o666);
+    let made = tempfile::Builder::new()
         .prefix(&prefix)
         .suffix(UNFINISHED)
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(file.parent().ok_or(ErrorKind::InvalidInput)?)
+        .permissions(permissions)
+        .tempfile_in(folder);
+    made.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => io::Error::other(format!("there is no folder {}", folder.display())),
+        // Without the temporary file's name, which tells nobody anything.
+        kind => io::Error::new(kind, format!("no file can be made in {}: {kind}", folder.display())),
+    })
 }
 
 /// What a file is called while it grows.
@@ -223,6 +253,19 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn one_file_cannot_be_two() {
+        let folder = folder();
+        let [a, b, again] = ["a", "b", "x/../a"].map(|name| folder.path().join(name));
+        std::fs::create_dir(folder.path().join("x")).unwrap();
+        std::fs::write(&a, "").unwrap();
+        check_all([("--json", &Some(a.clone())), ("--csv", &Some(b)), ("--html", &None)]).unwrap();
+        let error = check_all([("--json", &Some(a)), ("--csv", &Some(again))]).unwrap_err();
+        assert!(format!("{error:#}").contains("--json and --csv are one file"), "{error:#}");
+        let tty = Some(PathBuf::from("/dev/null"));
+        check_all([("--json", &tty), ("--csv", &tty)]).unwrap();
     }
 
     #[test]

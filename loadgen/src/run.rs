@@ -47,6 +47,7 @@ pub(crate) async fn run(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result
         TargetName::Engine => shape.threads,
         _ => shape.workers,
     };
+    keepable(args, &spec)?;
     args.record.as_deref().map_or(Ok(()), Journal::check)?;
     let plan = args.load.plan(args.operations);
     let amount = Amount { must_exist: args.skip_load, ..amount(&args.load, &spec, &plan, threads) };
@@ -198,19 +199,24 @@ fn finish_record(args: &RunArgs, books: &Books, interrupt: &Interrupt) -> anyhow
     Ok(())
 }
 
-/// The books that a run keeps.
-fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
-    // Values that vanish by themselves break no promise.
-    let expire = subject.spec.ttl().is_some();
-    let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
+/// Refuses books that prove nothing, before anything is laid out.
+fn keepable(args: &RunArgs, spec: &Spec) -> anyhow::Result<()> {
+    let expire = spec.ttl().is_some();
     usage(
-        !args.verify || ledger.is_some(),
+        !args.verify || args.check == Check::Ledger && !expire,
         "--verify needs --check ledger, and values that do not vanish by themselves (no TTL)",
     )?;
     usage(
         args.record.is_none() || !expire,
         "--record: values that vanish by themselves (TTL) cannot be verified",
-    )?;
+    )
+}
+
+/// The books that a run keeps.
+fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
+    // Values that vanish by themselves break no promise.
+    let expire = subject.spec.ttl().is_some();
+    let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
     let about = About { names: subject.spec.names() };
     let journal = args.record.as_deref().map(|path| Journal::create(path, about)).transpose()?;
     Ok(Books { ledger, journal })
@@ -241,14 +247,12 @@ fn share_of_device(
 
 /// Looks whether the files can be written that a run will write, before it starts.
 pub(crate) fn check_files(load: &LoadArgs) -> anyhow::Result<()> {
-    for (option, path) in
-        [("--json", &load.json), ("--html", &load.html), ("--csv", &load.csv), ("--hlog", &load.hlog)]
-    {
-        if let Some(path) = path {
-            output::check(option, path)?;
-        }
-    }
-    Ok(())
+    output::check_all([
+        ("--json", &load.json),
+        ("--html", &load.html),
+        ("--csv", &load.csv),
+        ("--hlog", &load.hlog),
+    ])
 }
 
 /// Writes what was asked for. A file that cannot be written does not keep the others from it.

@@ -51,11 +51,7 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
     let targets = plan::targets(args)?;
     let turns = plan::turns(args, &targets);
     crate::cli::usage(!turns.is_empty(), "no target that was asked for has any of the modes asked for")?;
-    for (option, path) in [("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)] {
-        if let Some(path) = path {
-            output::check(option, path)?;
-        }
-    }
+    output::check_all([("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)])?;
     let room = room(args, &turns);
     let place = match &args.data_dir {
         Some(folder) => Place::named(folder, room)?,
@@ -285,7 +281,8 @@ async fn probe(
         durable: turn.cell.mode == Mode::Sync,
     };
     let stop = device::Stop::default();
-    let (folder, scale) = (folder.to_owned(), args.scale);
+    // Little data are no less of a disk.
+    let (folder, scale) = (folder.to_owned(), args.scale.max(device::SIZE_BYTES_MIN));
     let window = Duration::from_secs(args.seconds.min(5));
     let work = tokio::task::spawn_blocking({
         let stop = stop.clone();

@@ -5,7 +5,9 @@ use std::pin::pin;
 
 use anyhow::Context;
 
-use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs, TargetName};
+#[cfg(any(feature = "etcd", feature = "fjall", feature = "redis", feature = "rocksdb"))]
+use crate::cli::target::TargetName;
+use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
 use crate::cli::usage;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::place::Place;
@@ -59,10 +61,7 @@ pub(crate) async fn with_target<V: Visit>(
     if let (false, Some(feature)) = (name.is_compiled_in(), name.feature()) {
         return Err(NotCompiledIn(name.name(), feature).into());
     }
-    usage(
-        args.trace.is_none() || name == TargetName::Engine,
-        "--trace records the media of the embedded engine: it needs --target engine",
-    )?;
+    args.check()?;
     if !name.is_embedded() {
         return match name {
             #[cfg(feature = "etcd")]
