@@ -40,8 +40,8 @@ pub(crate) enum PlaceError {
     NoDirectIo(PathBuf),
     /// It has too little room.
     #[error(
-        "{path} has {} free, but the data needs {}: free some space, ask for less (--records, --seconds, --size or \
-         --scale), or name a roomier folder (--data-dir; of an embedded store --data)",
+        "{path} has {} free, but the data needs {}: free some space, ask for less (--records, --seconds, --size, \
+         --scale or --capacity), or name a roomier folder (--data-dir; of an embedded store --data)",
         bytes(*free), bytes(*needed)
     )]
     Space {
@@ -57,8 +57,8 @@ pub(crate) enum PlaceError {
     NoFolder(PathBuf),
     /// No place for a temporary folder was found.
     #[error(
-        "no place for the data, which needs {}: {refused}. Free some space, ask for less (--records, --seconds, --size \
-         or --scale), or name a roomier folder with --data-dir, or --data for an embedded store",
+        "no place for the data, which needs {}: {refused}. Free some space, ask for less (--records, --seconds, --size, \
+         --scale or --capacity), or name a roomier folder with --data-dir, or --data for an embedded store",
         bytes(*needed)
     )]
     Nowhere {

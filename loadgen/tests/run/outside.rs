@@ -160,6 +160,10 @@ impl UnderWay {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id().unwrap()
+    }
+
     /// Whether it still runs.
     pub(crate) fn runs(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
