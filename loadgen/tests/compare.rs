@@ -147,6 +147,34 @@ fn what_cannot_be_measured_is_told_beside_what_can() {
     assert!(is_empty(folder.path()));
 }
 
+/// Ctrl-C during the first measurement: older tables stay.
+#[test]
+fn a_comparison_of_nothing_leaves_older_files() {
+    let folder = folder();
+    let files = ["t.json", "t.csv", "t.html"];
+    for name in files {
+        std::fs::write(folder.path().join(name), "the older").unwrap();
+    }
+    let args = ["--seconds", "600", "--json", "t.json", "--csv", "t.csv", "--html", "t.html"];
+    let mut command = compare(folder.path(), &args);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Its folder: the measurement is about to begin, or has.
+    while std::fs::read_dir(folder.path().join("data")).map_or(0, Iterator::count) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{errors}");
+    assert!(errors.contains("nothing was measured") && output.stdout.is_empty(), "{errors}");
+    for name in files {
+        assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), "the older");
+    }
+    assert!(is_empty(folder.path()));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1 + files.len());
+}
+
 /// Ctrl-C during the second measurement, which would last for ten minutes.
 #[test]
 fn an_interrupted_comparison_tells_what_it_has() {
