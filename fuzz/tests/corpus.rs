@@ -49,7 +49,7 @@ fn mutated(random: &mut Pcg64Mcg, input: &[u8]) -> Vec<u8> {
     for _ in 0..random.random_range(1..=4) {
         let at = random.random_range(0..=bytes.len());
         let part = at..(at + random.random_range(0..=16)).min(bytes.len());
-        match random.random_range(0..6) {
+        match random.random_range(0..8) {
             0 if at < bytes.len() => bytes[at] ^= 1 << random.random_range(0..8),
             1 if at < bytes.len() => bytes[at] = TELLING[random.random_range(0..TELLING.len())],
             2 => bytes[part].iter_mut().for_each(|byte| *byte = random.random()),
@@ -57,6 +57,12 @@ fn mutated(random: &mut Pcg64Mcg, input: &[u8]) -> Vec<u8> {
             4 => {
                 let copy = bytes[part].to_vec();
                 drop(bytes.splice(at..at, copy));
+            }
+            5 => bytes.insert(at, TELLING[random.random_range(0..TELLING.len())]),
+            // A longer spelling of the same LEB128 number.
+            6 if at < bytes.len() => {
+                bytes[at] |= 0x80;
+                bytes.insert(at + 1, 0);
             }
             _ => bytes.truncate(at.max(bytes.len() / 2)),
         }
