@@ -90,9 +90,9 @@ pub struct Counters {
     pub moved_bytes: u64,
     /// Segments that cleaning erased, in number.
     pub cleaned_segments: u64,
-    /// Reads that the cache answered, in number.
+    /// Reads of values that the cache answered, in number. Those that the tail of recent entries answers count nowhere.
     pub cache_hits: u64,
-    /// Reads that went to the medium, in number.
+    /// Reads of values that went to the medium, in number.
     pub cache_misses: u64,
     /// What the medium counted.
     pub media: MediaCounters,
@@ -106,6 +106,14 @@ pub struct Counters {
     pub index_bytes: u64,
     /// Live keys, in number.
     pub keys: u64,
+}
+
+impl Counters {
+    /// Of the reads that recent entries could not answer, the part that the cache did, from 0 to 1. `None` before the first.
+    pub fn cache_hit_ratio(&self) -> Option<f64> {
+        let reads = self.cache_hits + self.cache_misses;
+        (reads > 0).then(|| self.cache_hits as f64 / reads as f64)
+    }
 }
 
 /// Parts of a slice's bytes by which the times of entries are told apart.

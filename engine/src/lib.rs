@@ -67,10 +67,14 @@ mod error;
 mod flusher;
 mod frame;
 mod frame_set;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod group;
 pub mod index;
+pub mod inspect;
 mod lineage;
 mod log;
 pub mod op;

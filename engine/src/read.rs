@@ -59,22 +59,22 @@ struct Wanted {
     stamp: Stamp,
 }
 
-/// A payload, or where to find it.
-enum Source {
-    Memory(Bytes),
+/// What is wanted (a value, or the payload of an entry), or where to find it.
+enum Source<T> {
+    Memory(T),
     Medium(Wanted),
 }
 
 /// A source that stays good.
-enum Held<'a, M: Media> {
-    Memory(Bytes),
+enum Held<'a, M: Media, T> {
+    Memory(T),
     Medium(Pinned<'a, M>),
 }
 
-impl<'a, M: Media> Held<'a, M> {
-    fn new(shared: &'a Shared<M>, core: &mut Core, source: Source) -> Self {
+impl<'a, M: Media, T> Held<'a, M, T> {
+    fn new(shared: &'a Shared<M>, core: &mut Core, source: Source<T>) -> Self {
         match source {
-            Source::Memory(payload) => Held::Memory(payload),
+            Source::Memory(found) => Held::Memory(found),
             Source::Medium(wanted) => Held::Medium(Pinned::new(shared, core, wanted)),
         }
     }
@@ -102,8 +102,8 @@ impl<M: Media> Drop for Pinned<'_, M> {
     }
 }
 
-/// A row of a scan before it is read: key, version, payload.
-type ImageRow<'a, M> = (Bytes, u64, Held<'a, M>);
+/// A row of a scan before it is read: key and value.
+type ImageRow<'a, M> = (Bytes, Held<'a, M, Value>);
 
 impl Core {
     fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
@@ -120,23 +120,26 @@ impl Core {
         }
     }
 
-    /// The payload of a live version, from memory if it is there.
-    fn source(&mut self, slot: u32, key: &[u8], located: Located) -> Source {
+    /// The value of a live version, from memory if it is there.
+    fn value_source(&mut self, slot: u32, key: &[u8], located: Located) -> Source<Value> {
         let group = &self.groups[slot as usize];
         if let Some(entry) = group.tail_entry(located.version) {
-            return Source::Memory(entry.payload.clone());
+            let value = value_in(&entry.payload, key, located.version);
+            return Source::Memory(
+                value.expect("a live version puts its key, and appended payloads are sound"),
+            );
         }
-        // Of an entry of several ops, only some may have been read.
-        if let Some(payload) = self.cache.get((slot, located.version))
-            && value_in(&payload, key, located.version).is_some()
-        {
-            return Source::Memory(payload);
+        // Of an entry of several ops, only some may have been read: then it says nothing of the key.
+        let cached =
+            self.cache.get((slot, located.version), |payload| value_in(payload, key, located.version));
+        if let Some(value) = cached {
+            return Source::Memory(value);
         }
         assert!(!located.place.is_pending(), "what is not placed is in the tail");
         Source::Medium(self.wanted(slot, located.version, located.place))
     }
 
-    fn entry_source(&self, slot: u32, index: u64) -> (u64, u8, Source) {
+    fn entry_source(&self, slot: u32, index: u64) -> (u64, u8, Source<Bytes>) {
         let group = &self.groups[slot as usize];
         let term = group.term_at(index).expect("the index is in the log");
         if let Some(entry) = group.tail_entry(index) {
@@ -163,8 +166,8 @@ impl<M: Media> Store<M> {
         let mut core = self.shared.core.borrow_mut();
         let Some(slot) = core.slot(group) else { return Lookup::Absent };
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
-        match core.source(slot, key, located) {
-            Source::Memory(payload) => Lookup::Ready(in_memory(&payload, key, located.version)),
+        match core.value_source(slot, key, located) {
+            Source::Memory(value) => Lookup::Ready(value),
             Source::Medium(wanted) => Lookup::OnMedia { bytes: wanted.place.length },
         }
     }
@@ -175,16 +178,17 @@ impl<M: Media> Store<M> {
             let mut core = self.shared.core.borrow_mut();
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
-            match core.source(slot, key, located) {
-                Source::Memory(payload) => return Ok(Some(in_memory(&payload, key, located.version))),
+            match core.value_source(slot, key, located) {
+                Source::Memory(value) => return Ok(Some(value)),
                 Source::Medium(wanted) => Pinned::new(&self.shared, &mut core, wanted),
             }
         };
-        read_value(pinned, key).await.map(Some)
+        // On the heap, so that the future of a get is small: most are answered before, and each is moved at least once.
+        Box::pin(read_value(pinned, key)).await.map(Some)
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
-    /// rows, and rows until `bytes_max` bytes of payloads are reached (at least one row, if there is one). Reads
+    /// rows, and rows until `bytes_max` bytes of keys and values are reached (at least one row, if there is one). Reads
     /// run concurrently, a bounded number at a time.
     pub async fn scan(
         &self,
@@ -200,11 +204,11 @@ impl<M: Media> Store<M> {
         let mut pipeline = Pipeline::new();
         loop {
             while pipeline.len() < READS_AT_ONCE
-                && let Some((key, version, source)) = image.next()
+                && let Some((key, source)) = image.next()
             {
                 pipeline.push(async move {
                     let value = match source {
-                        Held::Memory(payload) => in_memory(&payload, &key, version),
+                        Held::Memory(value) => value,
                         Held::Medium(pinned) => read_value(pinned, &key).await?,
                     };
                     Ok::<_, ReadError>((key, value))
@@ -217,7 +221,7 @@ impl<M: Media> Store<M> {
         }
     }
 
-    /// The keys of a scan, each with its version and where its payload is.
+    /// The keys of a scan, each with its value or where that is.
     fn scan_image(
         &self,
         group: GroupId,
@@ -250,12 +254,12 @@ impl<M: Media> Store<M> {
             if bytes >= bytes_max && !image.is_empty() {
                 return Ok((image, true));
             }
-            let source = core.source(slot, &key, located);
+            let source = core.value_source(slot, &key, located);
             bytes += match &source {
-                Source::Memory(payload) => payload.len(),
+                Source::Memory(value) => key.len() + value.value.len(),
                 Source::Medium(wanted) => wanted.payload_bytes() as usize,
             };
-            image.push((key, located.version, Held::new(&self.shared, &mut core, source)));
+            image.push((key, Held::new(&self.shared, &mut core, source)));
         }
         Ok((image, more))
     }
@@ -349,11 +353,6 @@ fn entry_range(group: &Group, from: u64, count_max: usize) -> Option<std::ops::R
     }
     let end = from.saturating_add(count_max.max(1) as u64).min(group.last_index + 1);
     Some(from..end)
-}
-
-/// The value of a live version whose payload is in memory.
-fn in_memory(payload: &Bytes, key: &[u8], version: u64) -> Value {
-    value_in(payload, key, version).expect("a live version puts its key, and payloads in memory are sound")
 }
 
 async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Value, ReadError> {

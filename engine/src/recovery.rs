@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use terrane_ocssd::{ChunkId, ChunkState, Media};
+use terrane_ocssd::{ChunkId, ChunkInfo, ChunkState, Media, MediaError};
 
 use crate::anchor::{self, Anchor, AnchorLog, EpochEnd, Found};
 use crate::core::Core;
@@ -133,13 +133,7 @@ pub(crate) async fn recover<M: Media>(
     }
     media.flush().await?;
     let report = media.report().await?;
-    let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());
-    for chunk in ANCHOR_CHUNKS {
-        let info = &report[chunk.0 as usize];
-        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
-        anchors.push(anchor::read(media, layout, chunk, readable).await?);
-    }
-    let newest = newest_anchor(anchors, slice)?;
+    let newest = newest_anchor(read_anchors(media, layout, &report).await?, slice)?;
     let epoch = newest.epoch.checked_add(1).ok_or(OpenError::EpochsExhausted)?;
     // Nothing goes on with what an earlier start left open, and the device may have few chunks open at once. The chunk
     // of the next anchor is reset anyway.
@@ -149,29 +143,9 @@ pub(crate) async fn recover<M: Media>(
         }
     }
 
-    let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
-    let found = scan::find_segments(media, layout, slice, &report, counts).await?;
-    let FoundChunks { mut segments, lost, bytes_read: probed_bytes } = found;
-    let freed: BTreeSet<Generation> = newest.freed.iter().copied().collect();
-    let freed: Vec<FoundSegment> =
-        segments.extract_if(.., |segment| freed.contains(&segment.generation)).collect();
-    if let Some(last) = segments.last()
-        && last.generation.epoch() > newest.epoch
-    {
-        return Err(OpenError::AnchorLost { anchor: newest.epoch, log: last.generation.epoch() });
-    }
-    let segments: Vec<_> =
-        segments.into_iter().filter(|segment| counts(segment.generation.epoch())).collect();
-    let mut assembly = Assembly::new(layout, &newest);
-    let scanned_bytes =
-        scan::scan_segments(media, layout, slice, &segments, |met| assembly.meet(met)).await?;
-    let mut assembled = assembly.finish();
-    // Whatever such a chunk held is missing, and it may have been the end of the log.
-    assembled.damage.extend(lost.iter().map(|&(chunk, offset)| Damage {
-        chunk: ChunkId(chunk),
-        sector: layout.sector_of(offset),
-        what: DamageKind::Sector,
-    }));
+    let found = find_log(media, layout, slice, &report, &newest).await?;
+    let (mut assembled, scanned_bytes) = read_log(media, layout, slice, &newest, &found, |_| ()).await?;
+    let FoundLog { segments, freed, void: _, lost, bytes_read: probed_bytes } = found;
     // What could not be read now may be readable at a later start, or by other means: it is not overwritten.
     let of_damaged_epoch = |segment: &&FoundSegment| {
         assembled.met.get(&segment.generation.epoch()).is_some_and(|met| met.damaged)
@@ -179,15 +153,7 @@ pub(crate) async fn recover<M: Media>(
     let damaged_segments = segments.iter().filter(of_damaged_epoch).map(|segment| segment.chunk);
     let kept: BTreeSet<u32> = lost.iter().map(|(chunk, _)| *chunk).chain(damaged_segments).collect();
 
-    let found = damage_checksum(&assembled.damage);
-    let (damage, damage_known_since) = match found {
-        // A group that is suspect because of damage that is gone by now stays so.
-        0 => (newest.damage, newest.damage_known_since),
-        known if known == newest.damage => (known, newest.damage_known_since),
-        // Before the first start nothing was written, so nothing of it can be lost.
-        new if newest.epoch == 0 => (new, 0),
-        new => (new, epoch),
-    };
+    let (damage, damage_known_since) = known_damage(&newest, &assembled.damage, epoch);
     let next = Anchor {
         slice,
         sequence: newest.sequence + 1,
@@ -266,7 +232,95 @@ pub(crate) async fn recover<M: Media>(
     Ok((core, recovery))
 }
 
-fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenError> {
+/// Both anchor chunks, in their order.
+pub(crate) async fn read_anchors<M: Media>(
+    media: &M,
+    layout: &Layout,
+    report: &[ChunkInfo],
+) -> Result<Vec<Found>, MediaError> {
+    let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());
+    for chunk in ANCHOR_CHUNKS {
+        let info = &report[chunk.0 as usize];
+        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
+        anchors.push(anchor::read(media, layout, chunk, readable).await?);
+    }
+    Ok(anchors)
+}
+
+/// The chunks with log, told apart by what the anchor says of them. Each list is by generation.
+pub(crate) struct FoundLog {
+    /// Segments whose frames may count.
+    pub(crate) segments: Vec<FoundSegment>,
+    /// Freed, and not yet written again.
+    pub(crate) freed: Vec<FoundSegment>,
+    /// Of epochs of which nothing is left that counts.
+    pub(crate) void: Vec<FoundSegment>,
+    /// See [`FoundChunks::lost`].
+    pub(crate) lost: Vec<(u32, u32)>,
+    pub(crate) bytes_read: u64,
+}
+
+/// Finds the segments, by their headers. Reads only.
+pub(crate) async fn find_log<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    report: &[ChunkInfo],
+    newest: &Anchor,
+) -> Result<FoundLog, OpenError> {
+    let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
+    let found = scan::find_segments(media, layout, slice, report, counts).await?;
+    let FoundChunks { mut segments, lost, bytes_read } = found;
+    let freed: BTreeSet<Generation> = newest.freed.iter().copied().collect();
+    let freed = segments.extract_if(.., |segment| freed.contains(&segment.generation)).collect();
+    if let Some(last) = segments.last()
+        && last.generation.epoch() > newest.epoch
+    {
+        return Err(OpenError::AnchorLost { anchor: newest.epoch, log: last.generation.epoch() });
+    }
+    let (segments, void) = segments.into_iter().partition(|segment| counts(segment.generation.epoch()));
+    Ok(FoundLog { segments, freed, void, lost, bytes_read })
+}
+
+/// Reads the segments that may count, and puts together what does. `observe` sees all that is met before. Reads only.
+/// Returns the bytes read, too.
+pub(crate) async fn read_log<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    newest: &Anchor,
+    found: &FoundLog,
+    mut observe: impl FnMut(&Met<'_>),
+) -> Result<(Assembled, u64), MediaError> {
+    let mut assembly = Assembly::new(layout, newest);
+    let meet = |met: Met<'_>| {
+        observe(&met);
+        assembly.meet(met);
+    };
+    let bytes_read = scan::scan_segments(media, layout, slice, &found.segments, meet).await?;
+    let mut assembled = assembly.finish();
+    // Whatever such a chunk held is missing, and it may have been the end of the log.
+    assembled.damage.extend(found.lost.iter().map(|&(chunk, offset)| Damage {
+        chunk: ChunkId(chunk),
+        sector: layout.sector_of(offset),
+        what: DamageKind::Sector,
+    }));
+    Ok((assembled, bytes_read))
+}
+
+/// What the anchor of a start of this epoch, which finds this damage, says of it: which it is, and since when it is known.
+pub(crate) fn known_damage(newest: &Anchor, damage: &[Damage], epoch: u32) -> (u32, u32) {
+    match damage_checksum(damage) {
+        // A group that is suspect because of damage that is gone by now stays so.
+        0 => (newest.damage, newest.damage_known_since),
+        known if known == newest.damage => (known, newest.damage_known_since),
+        // Before the first start nothing was written, so nothing of it can be lost.
+        new if newest.epoch == 0 => (new, 0),
+        new => (new, epoch),
+    }
+}
+
+pub(crate) fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenError> {
     let blank = anchors.iter().all(|found| *found == Found::Blank);
     let mut newest: Option<Anchor> = None;
     let mut foreign = None;
@@ -315,6 +369,12 @@ fn damage_checksum(damage: &[Damage]) -> u32 {
     crc32c::crc32c(&bytes).max(1)
 }
 
+/// Whether a group's newest state knows nothing of the damage: then the group is suspect, at this start and at each one until
+/// a state is written. One that was written since the damage became known says itself whether it is.
+pub(crate) fn is_outdated(state_epoch: u32, damage_known_since: u32) -> bool {
+    state_epoch < damage_known_since
+}
+
 /// Puts the replayed groups into the core and says what they are. Returns the chunks that hold their newest states.
 fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> BTreeSet<u32> {
     let mut states = BTreeSet::new();
@@ -322,10 +382,7 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> B
     for replayed in replay.finish() {
         states.insert(replayed.state_chunk);
         let mut group = replayed.group;
-        // A state written since the damage became known says itself whether the group is suspect. An older one knows
-        // nothing of it, so the group is, at this start and at each one until a state is written.
-        let state_outdated = replayed.state_epoch < damage_known_since;
-        if state_outdated {
+        if is_outdated(replayed.state_epoch, damage_known_since) {
             group.suspect = true;
             group.hard_state.term = group.hard_state.term.max(core.term_max);
             group.hard_state.vote = VOTE_SPENT;
@@ -402,14 +459,14 @@ struct EpochMet {
     damaged: bool,
 }
 
-struct Assembled {
-    replay: Replay,
-    damage: Vec<Damage>,
-    frames: u64,
-    dropped_flushes: u64,
+pub(crate) struct Assembled {
+    pub(crate) replay: Replay,
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) frames: u64,
+    pub(crate) dropped_flushes: u64,
     term_max: u64,
     /// By chunk: what counts of the segment on it.
-    used: BTreeMap<u32, UsedSegment>,
+    pub(crate) used: BTreeMap<u32, UsedSegment>,
     met: BTreeMap<u32, EpochMet>,
     /// What the next anchor says of the epochs before it.
     ends: Vec<EpochEnd>,
@@ -417,10 +474,10 @@ struct Assembled {
 
 /// A segment of which something counts.
 #[derive(Default)]
-struct UsedSegment {
-    frames: FrameSet,
+pub(crate) struct UsedSegment {
+    pub(crate) frames: FrameSet,
     /// Bytes from the start of the chunk to the end of the last frame that counts.
-    end: u32,
+    pub(crate) end: u32,
     /// Bytes of these frames.
     bytes: u32,
     first_lsn: Option<Lsn>,
@@ -448,7 +505,7 @@ impl<'a> Assembly<'a> {
         match met {
             Met::Frame(frame) => self.frame(&frame),
             // It stands for a frame that is never met. One flush is in flight at a time, so all before it were durable.
-            Met::Torn { segment, header } => {
+            Met::Torn { segment, offset: _, header } => {
                 self.out.term_max = self.out.term_max.max(header.term_max);
                 if segment.generation.epoch() == self.anchor.epoch && self.is_highest(&header) {
                     self.newest.torn = true;

@@ -42,8 +42,9 @@ pub(crate) struct FoundSegment {
 pub(crate) enum Met<'a> {
     /// A valid frame.
     Frame(MetFrame<'a>),
-    /// A valid header whose records are not all there. It proves that its flush had begun.
-    Torn { segment: FoundSegment, header: FrameHeader },
+    /// A valid header whose records are not all there, and its bytes from the start of the chunk. It proves that its flush
+    /// had begun.
+    Torn { segment: FoundSegment, offset: u32, header: FrameHeader },
     /// The device does not give this smallest write back.
     Unreadable { segment: FoundSegment, offset: u32 },
 }
@@ -294,7 +295,7 @@ impl Walk {
                 break;
             }
             let Some(records) = frame::decode_body(&header, self.stamp, body) else {
-                meet(Met::Torn { segment: self.segment, header });
+                meet(Met::Torn { segment: self.segment, offset, header });
                 from += unit;
                 continue;
             };

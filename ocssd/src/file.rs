@@ -78,11 +78,11 @@ impl FileDevice {
         let path = path.as_ref();
         let site = Site::to_open(&Host::default(), path)?;
         site.kind(Some(DeviceKind::Conventional))?;
-        Self::open_at(&site, options)
+        Self::open_at(&site, options, true)
     }
 
-    /// Opens what was found to be a conventional device.
-    pub(crate) fn open_at(site: &Site, options: FileOptions) -> Result<Self, OpenError> {
+    /// Opens what was found to be a conventional device, to write to it or only to read.
+    pub(crate) fn open_at(site: &Site, options: FileOptions, write: bool) -> Result<Self, OpenError> {
         let path = site.path();
         let error = |step, source| OpenError::Io { step, path: path.to_path_buf(), source };
         let lock = DeviceLock::take(path, site.node()).map_err(|refused| match refused {
@@ -95,7 +95,7 @@ impl FileDevice {
         let superblock = superblock_of(path, lock.file())?;
 
         let descriptor = |flags| {
-            let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+            let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
             file.map_err(|source| {
                 site.not_writable(&source).map_or_else(|| error("open", source), OpenError::Refused)
             })
