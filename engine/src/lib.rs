@@ -64,11 +64,13 @@ mod cursor;
 mod entry;
 mod error;
 mod flusher;
+mod footer;
 mod frame;
 mod frame_set;
 #[cfg(test)]
 mod golden;
 mod group;
+mod hint;
 pub mod index;
 mod lineage;
 mod log;

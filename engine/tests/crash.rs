@@ -577,7 +577,7 @@ fn long_lives_end_in_every_way() {
 /// cleaned many times over, and power is lost at any moment of it.
 #[test]
 fn cleaning_loses_nothing() {
-    let (mut cleaned, mut lives) = (0, 0);
+    let (mut cleaned, mut lives, mut hinted) = (0, 0, 0);
     let all = seeds(150);
     for seed in &all {
         let _replay = Replay { seed: *seed, suite: "crash", test: "cleaning_loses_nothing" };
@@ -608,8 +608,10 @@ fn cleaning_loses_nothing() {
             lives += 1;
             let crashes: Vec<u64> = (0..rng.random_range(0..3)).map(|_| rng.random_range(1..80)).collect();
             node = open(&media, *seed, &crashes);
+            hinted += node.recovery.hinted_segments;
             model.check(&node, &acknowledged);
         }
     }
     assert!(cleaned > lives || all.len() == 1, "{cleaned} segments in {lives} lives: too little was cleaned");
+    assert!(hinted > lives || all.len() == 1, "{hinted} footers in {lives} starts: too few were used");
 }
