@@ -39,7 +39,7 @@ use crate::options::{Options, OptionsError};
 use crate::pipeline::Pipeline;
 use crate::record::{self, Record};
 use crate::replay::{Replay, Replayed, Waiting};
-use crate::scan::{self, FoundChunks, FoundSegment, Met, MetFrame};
+use crate::scan::{self, FoundChunks, FoundSegment, LookedUp, Met, MetFrame};
 use crate::segment::{Generation, Stamp};
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
 use crate::stream::Stream;
@@ -175,16 +175,15 @@ pub(crate) async fn recover<M: Media>(
         let met = |met: Met<'_>| assembly.meet(met);
         let read = scan::read_segments(media, layout, slice, &segments, footers, met).await?;
         bytes_read += read.bytes_read;
-        if !read.nonsense {
-            assembly.verify_held(media).await?;
+        if !read.nonsense && assembly.verify_held(media).await? {
             let Finished { mut out, replay } = assembly.finish();
             out.entries = replay.entries;
             let mut replayed = replay.finish();
             if read_waiting(media, layout, slice, &segments, &mut replayed).await? {
                 break (out, replayed, read.hinted);
             }
-            tracing::warn!("what footers name cannot be read: all segments are scanned");
         }
+        tracing::warn!("footers do not serve: all segments are scanned");
         footers = false;
     };
     // Whatever such a chunk held is missing, and it may have been the end of the log.
@@ -599,17 +598,20 @@ impl<'a> Assembly<'a> {
     }
 
     /// All was met: reads what is known of the highest flush from footers alone. They were written with that very flush, and
-    /// may be durable where its frames are not.
-    async fn verify_held<M: Media>(&mut self, media: &M) -> Result<(), MediaError> {
+    /// may be durable where its frames are not. False if the device does not give one of these back: a scan says what that means.
+    async fn verify_held<M: Media>(&mut self, media: &M) -> Result<bool, MediaError> {
         for held in &mut self.newest.held {
             let HeldContent::Hints(frame) = &held.content else { continue };
             let stamp = Stamp::new(self.slice, held.segment.generation);
-            match scan::read_frame(media, self.layout, stamp, held.segment.chunk, frame).await? {
-                Some((header, body)) => (held.header, held.content) = (header, HeldContent::Records(body)),
-                None => self.newest.torn = true,
+            match scan::look_up(media, self.layout, stamp, held.segment.chunk, frame).await? {
+                LookedUp::Whole(header, body) => {
+                    (held.header, held.content) = (header, HeldContent::Records(body));
+                }
+                LookedUp::Broken => self.newest.torn = true,
+                LookedUp::Unreadable => return Ok(false),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// All was met and verified.

@@ -263,7 +263,7 @@ pub(crate) async fn read_segments<M: Media>(
             meet(Met::Hinted { segment, frame });
         });
         if said.is_none() {
-            tracing::warn!(chunk = segment.chunk, "a footer makes no sense: all segments are scanned");
+            tracing::warn!(chunk = segment.chunk, "a footer makes no sense");
             read.nonsense = true;
             return Ok(read);
         }
@@ -309,25 +309,39 @@ async fn find_trailers<M: Media>(
     }
 }
 
-/// Reads one frame again: its records' bytes, if it is still the one that `expected` says.
-pub(crate) async fn read_frame<M: Media>(
+/// A frame that was looked up.
+pub(crate) enum LookedUp {
+    /// It is as it was to be: its header, and its records' bytes.
+    Whole(FrameHeader, Vec<u8>),
+    Broken,
+    /// The device does not give all of it back.
+    Unreadable,
+}
+
+/// Looks up a frame that a footer names.
+pub(crate) async fn look_up<M: Media>(
     media: &M,
     layout: &Layout,
     stamp: Stamp,
     chunk: u32,
     frame: &FrameHints,
-) -> Result<Option<(FrameHeader, Vec<u8>)>, MediaError> {
+) -> Result<LookedUp, MediaError> {
     let expected = &frame.header;
     let bytes = layout.frame_bytes(expected.body_bytes);
     let piece = read_piece(media, layout, chunk, frame.offset, bytes).await?;
+    if !piece.unreadable.is_empty() {
+        return Ok(LookedUp::Unreadable);
+    }
     let found = FrameHeader::decode(&piece.bytes, stamp).filter(|found| {
         let FrameHeader { body_crc, .. } = *found;
         *found == FrameHeader { body_crc, ..*expected }
     });
-    let Some(header) = found else { return Ok(None) };
+    let Some(header) = found else { return Ok(LookedUp::Broken) };
     let body = &piece.bytes[frame::HEADER_BYTES..];
-    let whole = frame::decode_body(&header, stamp, body).is_some();
-    Ok(whole.then(|| (header, body[..header.body_bytes as usize].to_vec())))
+    Ok(match frame::decode_body(&header, stamp, body) {
+        Some(_) => LookedUp::Whole(header, body[..header.body_bytes as usize].to_vec()),
+        None => LookedUp::Broken,
+    })
 }
 
 /// Reads the segments in order and hands over what they hold. Returns the bytes read.

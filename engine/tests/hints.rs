@@ -9,7 +9,7 @@ use bytes::Bytes;
 use harness::{FoundFrame, Node, block_on, delete, frames, geometry, options, put};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use terrane_engine::{GroupId, HardState, Options, ReadError};
+use terrane_engine::{DamageKind, GroupId, HardState, Options, ReadError};
 use terrane_ocssd::{AlignedBuf, ChunkId, Media, SimMedia, SimOptions};
 
 const GROUP: GroupId = GroupId(5);
@@ -319,6 +319,20 @@ fn what_a_footer_names_of_a_dropped_flush_stays_void() {
         model.write(&mut node, 5);
         model.check(&mut reopen(node));
     }
+}
+
+/// A sector that the device does not give back is no torn write, and what was in it may have been acknowledged. Without the care
+/// for it, the flush is dropped and nobody is suspect.
+#[test]
+fn a_frame_of_the_last_flush_that_the_device_refuses_is_damage() {
+    let (node, _, of_last) = flushed_over_segments();
+    let media = cut(node);
+    let FoundFrame { chunk, sector, .. } = of_last[1];
+    media.fail_reads_of(chunk, sector + 1);
+    let node = Node::open(&media);
+    assert!(node.recovery.groups[0].suspect);
+    let [damage] = &node.recovery.damage[..] else { panic!("{:?}", node.recovery.damage) };
+    assert_eq!((damage.chunk, damage.sector, damage.what), (chunk, sector + 1, DamageKind::Sector));
 }
 
 /// A store whose last flush has frames in at least three segments, two of which it left; the model without it.
