@@ -334,6 +334,7 @@ impl World {
         let kept = self.changes.iter().find(|change| acknowledged.has(change));
         assert!(kept.is_none(), "{id} is lost, with {kept:?}");
         self.exists = false;
+        self.front = 0;
         self.adopt(Vec::new(), 0, HardState::default());
     }
 
