@@ -4,8 +4,8 @@
 //! - The newest state record of a group, by LSN, is the truth about it. Only records of the incarnation that it names
 //!   count (rule 3), and an entry only if the lineage gives its index that term (rule 2). What is moved by cleaning is
 //!   known to be committed and needs no lineage.
-//! - Of the records of a key the one with the higher index wins, of equal ones the later LSN (rule 1): a put that was
-//!   moved, or stands twice, counts at its latest place. Deletes are remembered until all records were met (rule 4).
+//! - Of the records of a key the one with the higher index wins, of equal ones the one that is met last (rule 1): a put that
+//!   was moved, or stands twice, says the same at all of its places. Deletes are remembered until all records were met (rule 4).
 //! - Only entries up to the recorded commit are applied. What is above the commit waits for Raft (rule 9).
 //! - From its first index on the recovered log has no holes: it ends before the first index whose entry is missing. What is
 //!   known to be committed but lies behind a hole is not applied.

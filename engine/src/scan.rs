@@ -226,13 +226,12 @@ pub(crate) async fn read_segments<M: Media>(
         true => find_trailers(media, layout, slice, segments, &mut read).await?,
         false => vec![None; segments.len()],
     };
-    let mut scanned = Vec::new();
-    let mut hinted = segments.iter().zip(trailers).filter_map(|(segment, trailer)| {
-        if trailer.is_none() {
-            scanned.push(*segment);
-        }
-        Some((*segment, trailer?))
-    });
+    let known = || segments.iter().copied().zip(&trailers);
+    // What is scanned comes first: the newest states are there, and say of most other entries that they are committed, so
+    // that these need not wait for it.
+    let without = known().filter(|(_, trailer)| trailer.is_none()).map(|(segment, _)| segment);
+    read.bytes_read += scan_segments(media, layout, slice, &without.collect::<Vec<_>>(), &mut meet).await?;
+    let mut hinted = known().filter_map(|(segment, trailer)| Some((segment, (*trailer)?)));
     let mut rotten = Vec::new();
     let mut pipeline = Pipeline::new();
     let mut bytes_under_way = 0;
@@ -269,10 +268,7 @@ pub(crate) async fn read_segments<M: Media>(
         }
         read.hinted += 1;
     }
-    drop(pipeline);
-    drop(hinted);
-    scanned.extend(rotten);
-    read.bytes_read += scan_segments(media, layout, slice, &scanned, meet).await?;
+    read.bytes_read += scan_segments(media, layout, slice, &rotten, &mut meet).await?;
     Ok(read)
 }
 
