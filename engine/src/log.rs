@@ -666,6 +666,20 @@ mod tests {
         assert_eq!(left(100), (6, Some(Some(Left { chunk: 5, full: true }))));
     }
 
+    /// Without the hints in what a record costs, it is admitted into a rest that it does not fit.
+    #[test]
+    fn what_fits_but_for_its_hints_takes_another_chunk() {
+        let mut log = log();
+        log.plan(user([100]), 0);
+        let rest = log.open_rest(Stream::User);
+        let record = Extent { bytes: rest - frame::HEADER_BYTES as u32, hint_bytes: 250 };
+        assert_eq!(log.layout.frame_bytes(record.bytes), rest);
+        let cost = log.record_cost(record);
+        assert!(log.chunks_needed(Stream::User, cost, cost) >= 1);
+        let frames = log.plan([(Stream::User, record)].into_iter(), 0);
+        assert!(frames[0].opens.is_some());
+    }
+
     fn lengths() -> impl Strategy<Value = u32> {
         prop_oneof![9 => 40_u32..9000, 1 => 9000_u32..16_000]
     }
