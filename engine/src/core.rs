@@ -18,6 +18,7 @@ use crate::entry::{ENTRY_OPS, Entry, GroupId};
 use crate::error::StoreError;
 use crate::frame;
 use crate::group::{Group, StatePending};
+use crate::hint;
 use crate::index::{self, Place};
 use crate::log::Log;
 use crate::op::{self, Op};
@@ -26,7 +27,7 @@ use crate::policy::LogTime;
 use crate::policy::heat::Heat;
 use crate::policy::pace::{Load, Marks, Pace};
 use crate::policy::placement::{self, CLASSES, Class, Classes, Placed, RATIO};
-use crate::record::{self, RecordKind};
+use crate::record::{self, Extent, RecordHeader, RecordKind};
 use crate::slice::Layout;
 use crate::stream::Stream;
 
@@ -42,8 +43,16 @@ pub(crate) struct PendingEntry {
     /// Records that it is written as, and their bytes in total.
     pub(crate) parts: u32,
     pub(crate) bytes: u32,
+    /// Bytes of their hints, at most.
+    pub(crate) hint_bytes: u32,
     /// How long it is expected to live.
     pub(crate) placed: Placed,
+}
+
+impl PendingEntry {
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { bytes: self.bytes, hint_bytes: self.hint_bytes }
+    }
 }
 
 /// A live record that leaves the segment it stands in.
@@ -76,7 +85,9 @@ pub struct Counters {
     pub log_bytes: u64,
     /// Frame and segment headers written.
     pub header_bytes: u64,
-    /// Zeros written to fill the device's smallest write.
+    /// Footers written: the hints of sealed segments.
+    pub hint_bytes: u64,
+    /// Zeros written to fill the device's smallest write, and between the last frame of a segment and its footer.
     pub padding_bytes: u64,
     /// Frames written, in number.
     pub frames: u64,
@@ -305,7 +316,10 @@ impl Core {
     }
 
     pub(crate) fn state_cost(&self, payload_bytes: u64) -> u64 {
-        self.log.record_cost(record::HEADER_BYTES as u32 + payload_bytes as u32)
+        self.log.record_cost(Extent {
+            bytes: record::HEADER_BYTES as u32 + payload_bytes as u32,
+            hint_bytes: hint::state_bytes_max(payload_bytes as u32),
+        })
     }
 
     /// Free chunks left if everything pending, states included, and records of `cost` bytes in total (the largest
@@ -426,15 +440,41 @@ impl Core {
         let index = group.last_index;
         group.chronicle.note(index, now, spacing);
         self.note_tail(slot, index, bytes);
-        let (parts, record_bytes) = record::entry_shape(entry.kind, &entry.payload);
-        let cost = self.log.record_cost(record_bytes);
+        let (parts, extent) = record::entry_shape(&self.entry_header(slot, index, &entry), &entry.payload);
+        let cost = self.log.record_cost(extent);
         self.pending_cost += cost;
         self.pending_largest = self.pending_largest.max(cost);
         self.term_max = self.term_max.max(entry.term);
         let Entry { term, kind, payload } = entry;
-        let bytes = record_bytes;
-        self.pending.push_back(PendingEntry { lsn, slot, index, term, kind, payload, parts, bytes, placed });
+        let Extent { bytes, hint_bytes } = extent;
+        self.pending.push_back(PendingEntry {
+            lsn,
+            slot,
+            index,
+            term,
+            kind,
+            payload,
+            parts,
+            bytes,
+            hint_bytes,
+            placed,
+        });
         new_term
+    }
+
+    /// The header of an entry, were it one record.
+    pub(crate) fn entry_header(&self, slot: u32, index: u64, entry: &Entry) -> RecordHeader {
+        let group = &self.groups[slot as usize];
+        RecordHeader {
+            payload_bytes: entry.payload.len() as u32,
+            kind: RecordKind::Entry,
+            entry_kind: entry.kind,
+            parts_left: 0,
+            incarnation: group.incarnation,
+            group: group.id,
+            index,
+            term: entry.term,
+        }
     }
 
     /// A payload of `bytes` entered the tail.

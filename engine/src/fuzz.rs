@@ -15,6 +15,7 @@ use crate::frame_set::FrameSet;
 use crate::index::{Index, Located, Place};
 use crate::lineage::TermRun;
 use crate::op::{self, Op, OpsBuilder};
+use crate::policy::heat::Heat;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::{self, Generation, SegmentHeader, Stamp};
 use crate::slice::SliceId;
@@ -169,7 +170,18 @@ pub fn ops(bytes: &[u8]) {
     assert_eq!(builder.finish(), bytes);
     keys.iter().for_each(|key| assert!(matches!(op::last_said(bytes, key), Ok(Some(_)))));
     if bytes.len() < u32::MAX as usize {
-        let (records, total) = record::entry_shape(crate::entry::ENTRY_OPS, bytes);
+        let header = RecordHeader {
+            payload_bytes: bytes.len() as u32,
+            kind: RecordKind::Entry,
+            entry_kind: crate::entry::ENTRY_OPS,
+            parts_left: 0,
+            incarnation: 1,
+            group: crate::entry::GroupId(1),
+            index: 1,
+            term: 1,
+        };
+        let (records, total) = record::entry_shape(&header, bytes);
+        let total = total.bytes;
         let place = Place { chunk: 2, offset: 64, length: total };
         let parts: Vec<_> = record::parts(bytes, place).collect();
         let sum: u32 = parts.iter().map(|(_, place)| place.length).sum();
@@ -193,6 +205,7 @@ pub fn index(bytes: &[u8]) {
         let located = Located {
             version,
             place: Place { chunk: version as u32 % 7, offset: version as u32 * 64, length: 50 },
+            heat: Heat::from_bits(version as u16 * 977),
         };
         match what & 3 {
             0 | 1 => assert_eq!(index.insert(&key, located), model.insert(key, located)),

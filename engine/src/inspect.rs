@@ -23,7 +23,7 @@ use crate::error::OpenError;
 use crate::frame::FrameHeader;
 use crate::lineage::TermRun;
 use crate::record::{Record, RecordKind};
-use crate::recovery::{self, Assembled, Damage, FoundLog};
+use crate::recovery::{self, Assembled, Damage, FoundLog, ReadLog};
 use crate::replay::Replayed;
 use crate::scan::{self, FoundChunks, FoundSegment, Met};
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
@@ -401,13 +401,14 @@ impl<M: Media, S: FnMut(Seen)> Walk<'_, M, S> {
         self.lose(&found.lost);
         if depth == Depth::Log {
             let mut tally = Tally::new(self.layout, &found.segments, &mut self.see);
-            let read = recovery::read_log(self.media, &self.layout, self.slice, newest, &found, |met| {
-                tally.meet(met)
-            });
-            let (assembled, read_bytes) = read.await?;
+            // Footers spare a start the frames, but here it is the frames that are looked at.
+            let (media, layout) = (self.media, &self.layout);
+            let read =
+                recovery::read_log(media, layout, self.slice, newest, &found, false, |met| tally.meet(met));
+            let read = read.await?;
             let contents = tally.finish();
-            self.fill(contents, &assembled);
-            self.out.log = Some(log_report(newest, assembled, found.bytes_read + read_bytes));
+            self.fill(contents, &read.assembled);
+            self.out.log = Some(log_report(newest, read, found.bytes_read));
         }
         self.list(&found.freed, SegmentState::Freed);
         self.list(&found.void, SegmentState::Void);
@@ -496,6 +497,7 @@ impl<'a, S: FnMut(Seen)> Tally<'a, S> {
                 contents.records.add(records);
                 contents.record_bytes += u64::from(frame.header.body_bytes);
             }
+            Met::Hinted { .. } => unreachable!("footers are not read"),
             Met::Torn { segment, offset, .. } => {
                 let sector = self.layout.sector_of(*offset);
                 self.reach(segment, *offset).torn_sectors.push(sector);
@@ -580,16 +582,17 @@ fn anchor_report((chunk, found): (ChunkId, &Found)) -> AnchorReport {
     AnchorReport { chunk, content }
 }
 
-fn log_report(newest: &Anchor, assembled: Assembled, read_bytes: u64) -> LogReport {
+fn log_report(newest: &Anchor, read: ReadLog, headers_bytes: u64) -> LogReport {
+    let ReadLog { assembled, groups, bytes_read, .. } = read;
     let epoch = newest.epoch.saturating_add(1);
     let (_, known_since) = recovery::known_damage(newest, &assembled.damage, epoch);
     LogReport {
         frames: assembled.frames,
-        entries: assembled.replay.entries,
+        entries: assembled.entries,
         dropped_flushes: assembled.dropped_flushes,
         damage: assembled.damage,
-        groups: assembled.replay.finish().into_iter().map(|group| group_report(group, known_since)).collect(),
-        read_bytes,
+        groups: groups.into_iter().map(|group| group_report(group, known_since)).collect(),
+        read_bytes: headers_bytes + bytes_read,
     }
 }
 

@@ -65,6 +65,7 @@ mod cursor;
 mod entry;
 mod error;
 mod flusher;
+mod footer;
 mod frame;
 mod frame_set;
 #[cfg(feature = "fuzz")]
@@ -73,6 +74,7 @@ pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod group;
+mod hint;
 pub mod index;
 pub mod inspect;
 mod lineage;

@@ -180,11 +180,6 @@ impl<'a> Iterator for Ops<'a> {
     }
 }
 
-/// Whether the first op of the payload is a delete.
-pub(crate) fn is_delete(payload: &[u8]) -> bool {
-    payload.first() == Some(&TAG_DELETE)
-}
-
 fn take_op<'a>(rest: &mut &'a [u8]) -> Result<Op<'a>, OpError> {
     let tag = take(rest, 1)?[0];
     match tag {

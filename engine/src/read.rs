@@ -401,19 +401,8 @@ impl Wanted {
     }
 
     /// Kind and payload of an entry, put together from its records.
-    fn entry_in(&self, mut bytes: &[u8]) -> Option<(u8, Bytes)> {
-        let first = record::decode(bytes, self.stamp)?;
-        let mut payload = Vec::with_capacity(bytes.len());
-        for left in (0..=first.header.parts_left).rev() {
-            let record = record::decode(bytes, self.stamp)?;
-            let header = &record.header;
-            if header.kind != RecordKind::Entry || header.parts_left != left || !self.is(header) {
-                return None;
-            }
-            payload.extend_from_slice(record.payload);
-            bytes = bytes.get(header.record_bytes() as usize..)?;
-        }
-        bytes.is_empty().then(|| (first.header.entry_kind, payload.into()))
+    fn entry_in(&self, bytes: &[u8]) -> Option<(u8, Bytes)> {
+        record::decode_entry(bytes, self.stamp, |header| self.is(header))
     }
 }
 

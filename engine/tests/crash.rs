@@ -334,6 +334,7 @@ impl World {
         let kept = self.changes.iter().find(|change| acknowledged.has(change));
         assert!(kept.is_none(), "{id} is lost, with {kept:?}");
         self.exists = false;
+        self.front = 0;
         self.adopt(Vec::new(), 0, HardState::default());
     }
 
@@ -594,7 +595,7 @@ fn cleaning_of_many_streams_loses_nothing() {
 
 /// Lives that clean, on devices of the shape that `shape` draws (and whether what is open is limited).
 fn cleaned_lives(test: &'static str, count: u64, shape: impl Fn(&mut Pcg64Mcg, bool) -> Geometry) {
-    let (mut cleaned, mut lives) = (0, 0);
+    let (mut cleaned, mut lives, mut hinted) = (0, 0, 0);
     let all = seeds(count);
     for seed in &all {
         let _replay = Replay { seed: *seed, suite: "crash", test };
@@ -623,8 +624,10 @@ fn cleaned_lives(test: &'static str, count: u64, shape: impl Fn(&mut Pcg64Mcg, b
             lives += 1;
             let crashes: Vec<u64> = (0..rng.random_range(0..3)).map(|_| rng.random_range(1..80)).collect();
             node = open(&media, *seed, &crashes);
+            hinted += node.recovery.hinted_segments;
             model.check(&node, &acknowledged);
         }
     }
     assert!(cleaned > lives || all.len() == 1, "{cleaned} segments in {lives} lives: too little was cleaned");
+    assert!(hinted > lives || all.len() == 1, "{hinted} footers in {lives} starts: too few were used");
 }
