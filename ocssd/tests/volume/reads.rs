@@ -228,6 +228,26 @@ fn a_read_that_the_device_refuses_is_unreadable() {
 }
 
 /// One list for all that is to be rewritten: what the volume finds out itself reaches it as the device's notices do.
+/// Seed 48813 of the endurance run `volume_over_flash`. The volume closes a line whose programs fail, where the device can
+/// return it; as nothing can be closed without power, that was far below what was acknowledged, and a read of it was refused
+/// by the rules, as if the host had asked for what it never wrote.
+#[test]
+fn a_read_after_the_power_went_says_so() {
+    for seed in 0..20 {
+        let bench = Bench::new(geometry(), seed, 4);
+        bench.write(0, 40, Volatile).unwrap();
+        bench.device.sim.crash_after(1);
+        let lost = bench.write(0, 8, Volatile);
+        assert!(matches!(lost, Err(MediaError::PowerLost)), "{lost:?}");
+        // The rest of it happens while the others are polled.
+        assert!(matches!(bench.flush(), Err(MediaError::PowerLost)));
+        for sector in 0..40 {
+            let read = read(&bench, 0, sector, 1);
+            assert!(matches!(read, Err(MediaError::PowerLost)), "sector {sector}: {read:?}");
+        }
+    }
+}
+
 #[test]
 fn what_the_volume_notices_goes_to_the_list_of_what_to_rewrite() {
     let bench = Bench::new(geometry(), 1, 0);
