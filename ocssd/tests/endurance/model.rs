@@ -1067,7 +1067,10 @@ impl Model {
                 chunk.reopen();
                 chunk.phase = Phase::Known(state);
                 chunk.pointer = 0;
-                chunk.sectors.iter_mut().for_each(Sector::clear);
+                for sector in &mut chunk.sectors {
+                    sector.clear();
+                    sector.unreadable &= !power_lost;
+                }
                 return;
             }
             self.tally.resets_lost += u64::from(chunk.reset.at.take().is_some());
@@ -1129,6 +1132,8 @@ impl Model {
                 self.tally.hidden_lost += u64::from(sector.covered);
                 self.tally.volatile_lost += u64::from(completed && !sector.covered);
                 sector.clear();
+                // Of a line that is not empty, members may have more than is shown.
+                sector.unreadable &= !(power_lost && (volume.is_none() || state == ChunkState::Free));
             } else if volume.is_some() {
                 // Of a write in flight anything may be there.
                 let unsure = !completed || sector.straddled || sector.doomed || tore;
