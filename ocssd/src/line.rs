@@ -34,9 +34,9 @@ impl Line {
         }
     }
 
-    /// Sends everybody away who waits; who is polled all the same waits again, behind those who came meanwhile. Returns what may
-    /// borrow the line when it is dropped.
-    pub(crate) fn forget(&mut self) -> impl Sized + use<> {
+    /// Sends everybody away who waits; who is polled all the same waits again, behind those who came meanwhile. Returns their
+    /// wakers, for the caller to drop when nothing is borrowed.
+    pub(crate) fn forget(&mut self) -> VecDeque<(u64, Waker)> {
         std::mem::take(&mut self.waiting)
     }
 

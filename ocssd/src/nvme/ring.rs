@@ -15,9 +15,9 @@
 //! in flight; so none is left when the ring is idle. It lives in the runtime that spawned it. If that one ends while the
 //! listener waits, monoio neither drops it nor tells, and whoever comes in a later runtime would wait for ever. So **a
 //! transfer that has to wait never relies on a listener that waits already: it wakes it**. In the same runtime that
-//! only makes it look once more. monoio panics where a task of another runtime is woken; that is caught, and is the one sign that
-//! there is of another runtime. (Its message stands in the error output then; and a program built to abort on a panic ends there,
-//! where it would have waited for ever.)
+//! only makes it look once more. In another it is not put into the queue, and nothing else holds it: it is dropped, and says so.
+//! (monoio panics when a task of another runtime is woken. That is caught, but its message stands in the error output; and a
+//! program built to abort on a panic ends there, where it would have waited for ever.)
 //!
 //! With that, a later runtime is served, and so is a future that was carried over into it. Tasks that the ended one left waiting
 //! cannot be woken by anybody: their buffers stay with the ring, and their places are free as soon as the kernel is done. (A chunk
@@ -108,11 +108,12 @@ struct Wait {
 }
 
 impl Wait {
-    /// Wakes the listener. Whether it is of this runtime; if not, it is dropped.
-    fn cut_short(self) -> bool {
-        // Its other hold on the listener: if its runtime drops it now, it can say so.
+    /// Wakes the listener if it is of this runtime, and drops it if not.
+    fn cut_short(self) {
+        // Its other hold on the listener.
         drop(self.rings);
-        catch_unwind(AssertUnwindSafe(|| self.listener.wake_by_ref())).is_ok()
+        // monoio panics where the task is another runtime's, unless it was woken there already.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.listener.wake_by_ref()));
     }
 }
 
@@ -400,7 +401,8 @@ impl Inner {
         if let Listener::Waits(wait) = last
             && !deserted
         {
-            if wait.cut_short() {
+            wait.cut_short();
+            if matches!(self.state.borrow().listener, Listener::ToRun) {
                 return;
             }
             self.forget_who_waits();
@@ -415,8 +417,9 @@ impl Inner {
         let line = state.line.forget();
         let owners: Vec<_> = state.transfers.iter_mut().map(|(_, transfer)| transfer.owner.take()).collect();
         drop(state);
-        // What a task takes along when it is dropped may borrow the state.
-        drop((line, owners));
+        // Nothing else may hold those tasks. Dropped, they would let go of chunks and places for which others of them wait, and
+        // wake those.
+        std::mem::forget((line, owners));
     }
 
     fn give_place_back(&self) {
@@ -858,7 +861,7 @@ mod tests {
             pipes.let_go(4, 4);
             assert_eq!(pipes.read(&ring, 4, 1).await.1[..], [4; BYTES]);
         });
-        assert_eq!(ring.inner.state.borrow().in_flight, 0);
+        assert_eq!((ring.held(), ring.inner.state.borrow().in_flight), (3, 0), "they were left alone");
         assert!(matches!(ring.inner.state.borrow().listener, Listener::None));
     }
 
