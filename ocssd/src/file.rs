@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, admitted_media};
 use crate::barrier::Barrier;
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
 use crate::chunk_table::ChunkTable;
@@ -236,33 +236,7 @@ impl FileMedia {
 }
 
 impl Media for FileMedia {
-    fn geometry(&self) -> &Geometry {
-        self.admission.geometry()
-    }
-
-    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.admission.report())
-    }
-
-    async fn write(
-        &self,
-        chunk: ChunkId,
-        sector: u32,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<(), MediaError>, AlignedBuf) {
-        let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
-        (result.map(drop), buf)
-    }
-
-    async fn append(
-        &self,
-        chunk: ChunkId,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<u32, MediaError>, AlignedBuf) {
-        self.place("append", chunk, None, buf, durability).await
-    }
+    admitted_media!();
 
     async fn read(
         &self,
@@ -302,10 +276,6 @@ impl Media for FileMedia {
             self.plain.get().map_err(failed)?.sync_data().await.map_err(failed)
         };
         self.device.shared.barrier.flush(flush).await
-    }
-
-    fn counters(&self) -> MediaCounters {
-        self.admission.counters()
     }
 }
 
