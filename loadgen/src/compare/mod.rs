@@ -51,6 +51,9 @@ const THROUGHPUT_MAX: u64 = 1600 << 20;
 const WRITES_MAX: u64 = 250_000;
 const SERVED_WRITES_MAX: u64 = 150_000;
 
+/// The least that the engine is given: reserves take the same number of chunks of any device.
+const ENGINE_BYTES_MIN: u64 = 64 << 20;
+
 /// What a small write takes beside its key and value, at most.
 const WRITE_OVERHEAD: u64 = 256;
 
@@ -182,9 +185,28 @@ async fn settle(place: &Path) {
     }
 }
 
+/// Bytes that Terrane's embedded engine may occupy: it cleans, so its space amplification is what it is given.
+fn engine_bytes(args: &CompareArgs, config: Config) -> u64 {
+    let percent = match config {
+        Config::Plain => 160,
+        Config::Compressed => 90,
+    };
+    args.scale.saturating_mul(percent) / 100
+}
+
+/// Bytes of a chunk of the engine's, by default: half a thousandth of a slice's, and large enough for some values.
+fn engine_chunk_bytes(capacity_bytes: u64, shards: u32, value_bytes: u64) -> u64 {
+    let share = (capacity_bytes / u64::from(shards.max(1)) / 512).max(1);
+    (1 << share.ilog2()).max((4 * value_bytes).next_power_of_two()).max(64 << 10)
+}
+
 /// Bytes that one store, or one node, may occupy: what is loaded, all that the mixed phase can write (half of its
 /// operations do), and as much again by half for what surrounds small values in a log and for the unevenness of shards.
 fn store_bytes(args: &CompareArgs, turn: &Turn) -> u64 {
+    if turn.target == Contestant::Engine {
+        let bytes = args.capacity.unwrap_or(engine_bytes(args, turn.cell.config));
+        return bytes.max(ENGINE_BYTES_MIN).checked_next_multiple_of(1 << 20).unwrap_or(bytes);
+    }
     let embedded = turn.target.target().is_none_or(TargetName::is_embedded);
     let writes = if embedded { WRITES_MAX } else { SERVED_WRITES_MAX };
     let write = turn.cell.value_bytes + u64::from(args.key_size) + WRITE_OVERHEAD;
@@ -257,6 +279,13 @@ async fn one(
             .option("cache", table.cache_bytes)
             .option("capacity", store_bytes(args, turn))
             .path("data", &data);
+        let chosen = |name: &str| {
+            args.settings.iter().any(|setting| setting.target == turn.target && setting.name == name)
+        };
+        if turn.target == Contestant::Engine && !chosen("chunk_bytes") {
+            let bytes = engine_chunk_bytes(store_bytes(args, turn), table.shards, turn.cell.value_bytes);
+            arguments.option("set", format!("chunk_bytes={bytes}"));
+        }
         for setting in args.settings.iter().filter(|setting| setting.target == turn.target) {
             arguments.option("set", format!("{}={}", setting.name, setting.value));
         }
@@ -434,8 +463,8 @@ mod tests {
             let largest = turns.iter().max_by_key(|turn| turn.cell.value_bytes).unwrap();
             (room(&args, &turns), store_bytes(&args, &Turn { target: args.targets[0], ..*largest }))
         };
-        let (needed, store) = room("--target engine --target device --scale 64MiB --seconds 1 --warmup 0");
-        assert_eq!((needed, store), (3 << 29, 3 << 29), "1 GiB and half of it again");
+        let (needed, store) = room("--target engine --target device --scale 1GiB --seconds 1 --warmup 0");
+        assert_eq!((needed, store), (1639 << 20, 1639 << 20), "the engine cleans");
         let (needed, store) = room("--target cluster --target engine --nodes 3 --scale 2GiB --seconds 20");
         assert_eq!(needed, 3 * store);
         assert!(store >= 3 * ((5 << 29) + 20 * (800 << 20)) / 2);
@@ -443,6 +472,14 @@ mod tests {
         assert!(needed == 3 * store && (10 << 30..20 << 30).contains(&needed), "{}", bytes(needed));
         assert_eq!(room("--target device --scale 64MiB").0, 64 << 20);
         assert_eq!(room("--target device --scale 1MiB").0, device::SIZE_BYTES_MIN);
-        assert_eq!(room("--target engine --capacity 100MiB"), (128 << 20, 128 << 20));
+        assert_eq!(room("--target engine --capacity 100MiB"), (100 << 20, 100 << 20));
+        assert_eq!(room("--target engine --config compressed --scale 1000MiB").1, 900 << 20);
+    }
+
+    #[test]
+    fn a_slice_has_512_chunks_if_values_leave_it_that_many() {
+        assert_eq!(engine_chunk_bytes(1639 << 20, 2, 4096), 1 << 20);
+        assert_eq!(engine_chunk_bytes(64 << 20, 2, 32 << 10), 128 << 10);
+        assert_eq!(engine_chunk_bytes(64 << 20, 2, 100), 64 << 10);
     }
 }
