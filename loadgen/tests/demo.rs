@@ -8,10 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// The demo on devices of 160 MiB (two shards need 129). The server is the one of the same build, if that is there;
+/// The demo on devices of 256 MiB (of two shards with fewer than twelve chunks each, reserves would take everything). The server is the one of the same build, if that is there;
 /// under `cargo test -p terrane-loadgen` it may not be, and the demo has cargo build it.
 fn demo(folder: &Path, args: &str) -> Command {
-    demo_of("160MiB", folder, args)
+    demo_of("256MiB", folder, args)
 }
 
 /// On devices of another size.
