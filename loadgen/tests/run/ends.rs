@@ -85,7 +85,9 @@ async fn an_interrupted_load_keeps_what_it_measured() {
     let not_written = |option: &str, name: &str| {
         format!("{option} {}: not written, for nothing was measured", folder.path(name).display())
     };
-    let acknowledged = format!("acknowledged holds {} acknowledged writes", calls.borrow().puts);
+    let puts = calls.borrow().puts;
+    let puts = if puts < 1000 { puts.to_string() } else { format!("{},{:03}", puts / 1000, puts % 1000) };
+    let acknowledged = format!("acknowledged holds {puts} acknowledged writes");
     ended.complains(&[&not_written("--csv", "csv"), &not_written("--hlog", "hlog"), &acknowledged]);
     folder.still_hold(&["csv", "hlog"]);
     assert_eq!(folder.names(), ["acknowledged", "csv", "hlog", "html", "json"]);
