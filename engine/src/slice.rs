@@ -11,8 +11,8 @@ use terrane_ocssd::{ChunkId, Geometry};
 /// The two chunks of the anchor.
 pub(crate) const ANCHOR_CHUNKS: [ChunkId; 2] = [ChunkId(0), ChunkId(1)];
 
-/// Chunks that the store must be able to have open: the anchor's, one for what users write, one for what cleaning moves, and
-/// one that a flush spills into.
+/// Chunks that the store must be able to have open: two of the anchor's, one for what users write, and one for what cleaning
+/// moves. A stream leaves one before it opens the next.
 const OPEN_CHUNKS_LEAST: u32 = 4;
 
 /// First chunk of the log.
