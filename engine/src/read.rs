@@ -3,6 +3,9 @@
 //! Invariants: what to read is decided at the call, before the first await; what was read counts only if checksum,
 //! group, incarnation, index and term are those of the record that was asked for (rule 10). A read pins its segment: it is
 //! not written again while the read is under way, so the place stays good.
+//!
+//! Payloads stay as they are stored, in the tail and in the cache too; a compressed value is decompressed for each reader, at the
+//! end. So memory holds more of them, and a scan never has more raw values than it returns.
 
 use std::ops::Bound;
 
@@ -15,7 +18,7 @@ use crate::error::ReadError;
 use crate::group::Group;
 use crate::index::{Located, Place};
 use crate::lineage;
-use crate::op::{self, Said};
+use crate::op::{self, Said, Stored};
 use crate::pipeline::Pipeline;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::Stamp;
@@ -33,7 +36,7 @@ pub enum Lookup {
     Ready(Value),
     /// Its value must be read: [`Store::get`].
     OnMedia {
-        /// Bytes of the record, about what the read will hold in memory.
+        /// Bytes of the record, about what the read will hold in memory. A compressed value comes on top when it is ready.
         bytes: u32,
     },
 }
@@ -128,7 +131,7 @@ impl Core {
         }
         // Of an entry of several ops, only some may have been read.
         if let Some(payload) = self.cache.get((slot, located.version))
-            && value_in(&payload, key, located.version).is_some()
+            && puts(&payload, key)
         {
             return Source::Memory(payload);
         }
@@ -147,45 +150,71 @@ impl Core {
     }
 }
 
-/// What the payload says of the key at `version`.
-fn value_in(payload: &Bytes, key: &[u8], version: u64) -> Option<Value> {
-    match op::last_said(payload, key).ok()?? {
-        Said::Put { value, expires_unix_ms } => {
-            Some(Value { value: payload.slice_ref(value), version, expires_unix_ms })
-        }
-        Said::Deleted => None,
+/// Whether the last that the payload says of the key is a put.
+fn puts(payload: &Bytes, key: &[u8]) -> bool {
+    matches!(op::last_said(payload, key), Ok(Some(Said::Put { .. })))
+}
+
+impl<M: Media> Shared<M> {
+    /// The raw value that the key has in the payload of a live version.
+    fn live_value(
+        &self,
+        group: GroupId,
+        payload: &Bytes,
+        key: &[u8],
+        version: u64,
+    ) -> Result<Value, ReadError> {
+        let Ok(Some(Said::Put { value, expires_unix_ms })) = op::last_said(payload, key) else {
+            panic!("{group}: a live version puts its key, and payloads in memory are sound")
+        };
+        let value = match value {
+            Stored::Raw(value) => payload.slice_ref(value),
+            Stored::Compressed { stored, raw_bytes } => {
+                let raw = self.decompressor.borrow_mut().decompress(stored, raw_bytes);
+                raw.map_err(|reason| ReadError::Compressed { group, index: version, reason })?.into()
+            }
+        };
+        Ok(Value { value, version, expires_unix_ms })
     }
 }
 
 impl<M: Media> Store<M> {
-    /// The value of a key if it can be had without reading the medium. A group that does not exist has no keys.
+    /// The value of a key if it can be had without reading the medium. A group that does not exist has no keys. A value that
+    /// cannot be decompressed is not to be had: [`Store::get`] says why.
     pub fn try_get(&self, group: GroupId, key: &[u8]) -> Lookup {
         let mut core = self.shared.core.borrow_mut();
         let Some(slot) = core.slot(group) else { return Lookup::Absent };
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
-        match core.source(slot, key, located) {
-            Source::Memory(payload) => Lookup::Ready(in_memory(&payload, key, located.version)),
-            Source::Medium(wanted) => Lookup::OnMedia { bytes: wanted.place.length },
+        let payload = match core.source(slot, key, located) {
+            Source::Memory(payload) => payload,
+            Source::Medium(wanted) => return Lookup::OnMedia { bytes: wanted.place.length },
+        };
+        drop(core);
+        match self.shared.live_value(group, &payload, key, located.version) {
+            Ok(value) => Lookup::Ready(value),
+            Err(_) => Lookup::OnMedia { bytes: payload.len() as u32 },
         }
     }
 
     /// The value that the key has in the applied index at the time of the call.
     pub async fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Value>, ReadError> {
-        let pinned = {
+        let (version, held) = {
             let mut core = self.shared.core.borrow_mut();
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
-            match core.source(slot, key, located) {
-                Source::Memory(payload) => return Ok(Some(in_memory(&payload, key, located.version))),
-                Source::Medium(wanted) => Pinned::new(&self.shared, &mut core, wanted),
-            }
+            let source = core.source(slot, key, located);
+            (located.version, Held::new(&self.shared, &mut core, source))
         };
-        read_value(pinned, key).await.map(Some)
+        let payload = match held {
+            Held::Memory(payload) => payload,
+            Held::Medium(pinned) => read_put(pinned, key).await?,
+        };
+        self.shared.live_value(group, &payload, key, version).map(Some)
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
-    /// rows, and rows until `bytes_max` bytes of payloads are reached (at least one row, if there is one). Reads
-    /// run concurrently, a bounded number at a time.
+    /// rows, and rows until `bytes_max` bytes of payloads are reached, or of raw values (at least one row, if there is one).
+    /// Reads run concurrently, a bounded number at a time.
     pub async fn scan(
         &self,
         group: GroupId,
@@ -198,22 +227,27 @@ impl<M: Media> Store<M> {
         let mut rows = Vec::with_capacity(image.len());
         let mut image = image.into_iter();
         let mut pipeline = Pipeline::new();
+        let mut bytes = 0;
         loop {
             while pipeline.len() < READS_AT_ONCE
                 && let Some((key, version, source)) = image.next()
             {
                 pipeline.push(async move {
-                    let value = match source {
-                        Held::Memory(payload) => in_memory(&payload, &key, version),
-                        Held::Medium(pinned) => read_value(pinned, &key).await?,
+                    let payload = match source {
+                        Held::Memory(payload) => payload,
+                        Held::Medium(pinned) => read_put(pinned, &key).await?,
                     };
-                    Ok::<_, ReadError>((key, value))
+                    Ok::<_, ReadError>((key, version, payload))
                 });
             }
-            match pipeline.next().await {
-                Some(row) => rows.push(row?),
-                None => return Ok(Scan { rows, more }),
+            let Some(read) = pipeline.next().await else { return Ok(Scan { rows, more }) };
+            if bytes >= bytes_max && !rows.is_empty() {
+                return Ok(Scan { rows, more: true });
             }
+            let (key, version, payload) = read?;
+            let value = self.shared.live_value(group, &payload, &key, version)?;
+            bytes += payload.len().max(value.value.len());
+            rows.push((key, value));
         }
     }
 
@@ -351,21 +385,19 @@ fn entry_range(group: &Group, from: u64, count_max: usize) -> Option<std::ops::R
     Some(from..end)
 }
 
-/// The value of a live version whose payload is in memory.
-fn in_memory(payload: &Bytes, key: &[u8], version: u64) -> Value {
-    value_in(payload, key, version).expect("a live version puts its key, and payloads in memory are sound")
-}
-
-async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Value, ReadError> {
+/// Reads the payload of a live version, which puts the key.
+async fn read_put<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Bytes, ReadError> {
     let payload = read_verified(&pinned, Wanted::value_in).await?;
     let wanted = &pinned.wanted;
     // The record is the one that was asked for; that it says nothing of the key means that the index is wrong
     // about this device's content, as seen after a recovery. It is an error, never another key's value.
-    let value = value_in(&payload, key, wanted.index).ok_or_else(|| wanted.damaged())?;
+    if !puts(&payload, key) {
+        return Err(wanted.damaged());
+    }
     let mut core = pinned.shared.core.borrow_mut();
     core.counters.cache_misses += 1;
-    core.cache.insert((wanted.slot, wanted.index), payload);
-    Ok(value)
+    core.cache.insert((wanted.slot, wanted.index), payload.clone());
+    Ok(payload)
 }
 
 impl Wanted {

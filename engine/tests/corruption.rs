@@ -129,7 +129,7 @@ fn look(media: &SimMedia) -> Outcome {
         for (key, found) in scan.unwrap().rows {
             let expected = content(group, found.version, (found.version - 1) / ENTRIES_PER_EPOCH + 1);
             let said = terrane_engine::op::decode(&expected.payload).next().unwrap().unwrap();
-            let value = &found.value[..];
+            let value = terrane_engine::op::Stored::Raw(&found.value);
             assert_eq!(said, terrane_engine::op::Op::Put { key: &key, value, expires_unix_ms: None });
         }
     }

@@ -273,7 +273,7 @@ pub(crate) struct Comparison {
 /// Why Terrane's rows are marked.
 pub(crate) const PROVISIONAL: &str = "Terrane's engine does not reclaim space yet: its space amplification grows with \
      every overwrite, and it does no cleaning work. Its rows show what writing once costs, and are not comparable with \
-     stores at a space amplification near 1. It has no compression yet either.";
+     stores at a space amplification near 1.";
 
 /// In what these targets differ that no figure shows.
 pub(crate) fn remarks(targets: &[Contestant]) -> Vec<&'static str> {
