@@ -29,6 +29,12 @@ use terrane_ocssd::{Geometry, SimMedia, SimOptions};
 const GROUPS: u64 = 3;
 const KEYS: u64 = 12;
 
+thread_local! {
+    static COMPRESSOR: RefCell<ValueCompressor> =
+        ValueCompressor::new(CompressionOptions { level: -1, value_bytes_min: 32 }).unwrap().into();
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::default();
+}
+
 /// What the entry of (group, index, term) holds, always.
 fn entry(group: GroupId, index: u64, term: u64) -> Entry {
     let mut rng = Pcg64Mcg::seed_from_u64(group.0 << 48 ^ index << 20 ^ term);
@@ -36,7 +42,6 @@ fn entry(group: GroupId, index: u64, term: u64) -> Entry {
         return harness::noop(term);
     }
     let mut ops = op::OpsBuilder::new();
-    let mut compressor = ValueCompressor::new(CompressionOptions { level: -1, value_bytes_min: 32 }).unwrap();
     let large = rng.random_ratio(1, 12);
     for _ in 0..if large { 1 } else { rng.random_range(1..=3) } {
         let key = format!("key{}", rng.random_range(0..KEYS));
@@ -48,7 +53,9 @@ fn entry(group: GroupId, index: u64, term: u64) -> Entry {
             if length % 2 == 0 {
                 value[length / 4..].fill(7);
             }
-            ops.put_compressed(key.as_bytes(), &value, None, &mut compressor);
+            COMPRESSOR.with_borrow_mut(|compressor| {
+                ops.put_compressed(key.as_bytes(), &value, None, compressor);
+            });
         }
     }
     Entry { term, kind: terrane_engine::ENTRY_OPS, payload: ops.finish() }
@@ -61,7 +68,7 @@ fn raw(value: op::Stored<'_>) -> Vec<u8> {
     match value {
         op::Stored::Raw(value) => value.to_vec(),
         op::Stored::Compressed { stored, raw_bytes } => {
-            Decompressor::new().decompress(stored, raw_bytes).unwrap()
+            DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(stored, raw_bytes).unwrap())
         }
     }
 }

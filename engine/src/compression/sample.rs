@@ -47,8 +47,11 @@ pub fn looks_random(value: &[u8]) -> bool {
             pairs += u32::from(*seen);
             *seen += 1;
         }
+        if pairs > PAIRS_MAX {
+            return false;
+        }
     }
-    pairs <= PAIRS_MAX
+    true
 }
 
 #[cfg(test)]
