@@ -67,3 +67,13 @@ index *ARGS:
 # An ordinary drive's write amplification, by a model of its translation layer (docs/benchmarks.md)
 ftl *ARGS:
     cargo bench -p terrane-ocssd --bench ftl -- {{ ARGS }}
+
+# Fuzz one decoder with libFuzzer until Ctrl-C (fuzz/src/lib.rs lists them; needs cargo-fuzz and a nightly compiler). What it
+# finds new is below target/: put into fuzz/corpus/TARGET what shall be kept
+fuzz TARGET *ARGS:
+    mkdir -p target/fuzz-corpus/{{ TARGET }}
+    cargo +nightly fuzz run --features libfuzzer {{ TARGET }} target/fuzz-corpus/{{ TARGET }} fuzz/corpus/{{ TARGET }} -- {{ ARGS }}
+
+# Cached gets a second on one core (docs/benchmarks.md)
+reads *ARGS:
+    cargo bench -p terrane-engine --bench reads -- {{ ARGS }}

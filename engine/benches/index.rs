@@ -132,7 +132,7 @@ fn located(number: u64) -> Located {
         offset: (random >> 20) as u32 % (64 << 20),
         length: 1024 + (random >> 50) as u32 % 128,
     };
-    Located { version: number + 1, place }
+    Located::new(number + 1, place)
 }
 
 trait Subject: Default {

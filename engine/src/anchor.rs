@@ -42,7 +42,7 @@ const VERSION: u32 = 2;
 const FIXED_BYTES: usize = 104;
 const EPOCH_BYTES: usize = 12 + frame_set::BYTES;
 const FREED_MAGIC: &[u8; 8] = b"TRNFREED";
-const FREED_BYTES: usize = 28 + frame_set::BYTES;
+pub(crate) const FREED_BYTES: usize = 28 + frame_set::BYTES;
 
 /// What is known of an earlier epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,7 +237,7 @@ pub(crate) struct FreedSegment {
 }
 
 impl FreedSegment {
-    fn encode(&self, slice: SliceId, sequence: u64) -> Vec<u8> {
+    pub(crate) fn encode(&self, slice: SliceId, sequence: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(FREED_BYTES);
         out.extend_from_slice(FREED_MAGIC);
         out.extend_from_slice(&sequence.to_le_bytes());
@@ -249,7 +249,7 @@ impl FreedSegment {
     }
 
     /// The segment that `bytes` say was freed, if they are whole and belong to the anchor of this sequence.
-    fn decode(bytes: &[u8], slice: SliceId, sequence: u64) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8], slice: SliceId, sequence: u64) -> Option<Self> {
         let (body, crc) = bytes.get(..FREED_BYTES)?.split_last_chunk::<4>()?;
         let mut cursor = Cursor::new(body);
         if cursor.take(8)? != FREED_MAGIC
@@ -262,7 +262,7 @@ impl FreedSegment {
     }
 }
 
-fn seed(slice: SliceId) -> u32 {
+pub(crate) fn seed(slice: SliceId) -> u32 {
     let mut bytes = Vec::with_capacity(24);
     slice.encode(&mut bytes);
     crc32c::crc32c(&bytes)

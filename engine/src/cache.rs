@@ -33,8 +33,9 @@ impl PayloadCache {
         Self { cache, hits: 0 }
     }
 
-    pub(crate) fn get(&mut self, key: PayloadKey) -> Option<Bytes> {
-        let found = self.cache.as_ref().and_then(|cache| cache.get(&key)).cloned();
+    /// What `take` finds in the payload, if it is here. A hit is what was found: a payload may be here and not hold it.
+    pub(crate) fn get<T>(&mut self, key: PayloadKey, take: impl FnOnce(&Bytes) -> Option<T>) -> Option<T> {
+        let found = self.cache.as_ref().and_then(|cache| cache.get(&key)).and_then(take);
         self.hits += u64::from(found.is_some());
         found
     }
@@ -112,18 +113,21 @@ mod tests {
         for index in 0..1000 {
             cache.insert((1, index), Bytes::from(vec![index as u8; 500]));
         }
-        let kept: Vec<u64> = (0..1000).filter(|index| cache.get((1, *index)).is_some()).collect();
+        let mut holds = |index| cache.get((1, index), |payload| Some(payload.clone())).is_some();
+        let kept: Vec<u64> = (0..1000).filter(|index| holds(*index)).collect();
         assert!(!kept.is_empty() && kept.len() as u64 * (500 + ENTRY_BYTES) <= 10_000, "{} kept", kept.len());
         assert_eq!(cache.hits(), kept.len() as u64);
+        assert_eq!(cache.get((1, kept[0]), |_| None::<()>), None);
+        assert_eq!(cache.hits(), kept.len() as u64, "what was not found in a payload is no hit");
         cache.remove((1, kept[0]));
-        assert_eq!(cache.get((1, kept[0])), None);
+        assert_eq!(cache.get((1, kept[0]), |_| Some(())), None);
     }
 
     #[test]
     fn without_room_it_keeps_nothing() {
         let mut cache = PayloadCache::new(0);
         cache.insert((1, 1), Bytes::from_static(b"x"));
-        assert_eq!(cache.get((1, 1)), None);
+        assert_eq!(cache.get((1, 1), |_| Some(())), None);
     }
 
     #[test]

@@ -23,9 +23,8 @@ use crate::entry::{ENTRY_OPS, Lsn};
 use crate::error::StoreError;
 use crate::frame;
 use crate::group::StatePending;
-use crate::index::{Located, Place};
+use crate::index::Place;
 use crate::lineage;
-use crate::log::dense_bytes;
 use crate::op::{self, Op};
 use crate::record::{Record, RecordHeader, RecordKind};
 use crate::scan::{FoundSegment, Met, MetFrame, Walk};
@@ -34,15 +33,11 @@ use crate::store::{HeldSeat, Store};
 /// Bytes that are read of a victim and not moved yet.
 const MOVES_BYTES_MAX: u64 = 1 << 20;
 
-/// Free chunks at which cleaning begins, as a share of the slice's chunks.
-const FREE_SHARE: u32 = 32;
-
 impl Core {
     /// Cleaning should make room.
     fn wants_cleaning(&self) -> bool {
-        let low = (self.layout.chunk_count / FREE_SHARE).max(CLEANING_RESERVE_CHUNKS + 2);
         // With nothing to win it would move the same records again and again.
-        (self.starved || self.log.free_chunks() < low) && self.log.reclaimable_chunks(None) > 0
+        (self.starved || self.room_bytes() < self.marks().high_bytes) && self.log.reclaimable_chunks(None) > 0
     }
 
     /// The store is closed, and nothing waits for room.
@@ -56,15 +51,19 @@ impl Core {
         slots.into_iter().map(|slot| (slot, self.want_state(slot, StatePending::Wanted))).collect()
     }
 
-    /// The segment to clean next: the cheapest to empty. `None` if none has anything to win.
-    fn victim(&self) -> Option<u32> {
-        let candidates = self.log.sealed().filter(|(_, segment)| {
-            let postponed = segment.not_before > self.durable;
-            !postponed && segment.to_move(dense_bytes(&self.layout)).is_some()
-        });
-        candidates
-            .min_by_key(|(_, segment)| (segment.needed(), segment.stamp.generation))
-            .map(|(chunk, _)| chunk)
+    /// The segment to clean next, `None` if none is worth it now. When somebody waits for room, it is the one that is emptied
+    /// soonest.
+    fn victim(&mut self) -> Option<u32> {
+        self.log.resume_postponed(self.durable);
+        if self.starved {
+            return self.log.emptiest();
+        }
+        let (room, now) = (self.room_bytes(), self.clock());
+        let reserve = u64::from(CLEANING_RESERVE_CHUNKS) * u64::from(self.layout.chunk_bytes);
+        let due = self.log.due(now, self.marks().live_share_max(room), room.max(reserve) - reserve / 3)?;
+        self.classes.cleaned(&due, now);
+        self.victim_live_share = due.live_share();
+        Some(due.segment.0)
     }
 
     /// Whether the index still points at what should be moved; of a delete, whether no newer version is there.
@@ -72,7 +71,9 @@ impl Core {
         let Some(Ok(op)) = op::decode(&moved.payload).next() else { return false };
         let known = self.groups[moved.slot as usize].index.get(op.key());
         match op {
-            Op::Put { .. } => known == Some(Located { version: moved.version, place: moved.from }),
+            Op::Put { .. } => {
+                known.is_some_and(|known| (known.version, known.place) == (moved.version, moved.from))
+            }
             Op::Delete { .. } => known.is_none(),
         }
     }
@@ -89,8 +90,7 @@ impl Core {
         self.moves_done += 1;
         let Some(Ok(Op::Put { key, .. })) = op::decode(payload).next() else { return };
         self.change_index(slot, |group, log| {
-            let stood = Located { version: header.index, place: from };
-            if group.index.relocate(key, stood, place) {
+            if group.index.relocate(key, header.index, from, place) {
                 log.moved(Some(from), Some(place));
             }
         });
@@ -105,6 +105,7 @@ impl Core {
                 Lsn { epoch: frame.segment.generation.epoch(), counter: frame.header.lsn_first + nth as u64 };
             if let Some(moved) = self.worth_moving(chunk, place, lsn, record) {
                 self.move_bytes += u64::from(moved.record_bytes());
+                self.move_allowance -= f64::from(moved.record_bytes());
                 self.moves_issued += 1;
                 self.moves.push_back(moved);
             }
@@ -142,8 +143,12 @@ impl Core {
                 RecordKind::Tombstone
             }
         };
-        let moved =
-            Move { slot, kind, version: header.index, payload: Bytes::copy_from_slice(record.payload), from };
+        let heat = match op {
+            Op::Put { key, .. } => Some(group.index.get(key)?.heat),
+            Op::Delete { .. } => None,
+        };
+        let payload = Bytes::copy_from_slice(record.payload);
+        let moved = Move { slot, kind, version: header.index, payload, from, heat };
         self.is_worth_moving(&moved).then_some(moved)
     }
 }
@@ -261,7 +266,11 @@ impl<M: Media> Store<M> {
                 }
             }
             shared.work.wake_all();
-            if !self.reached(|core| core.move_bytes <= MOVES_BYTES_MAX).await? {
+            let goes_on = |core: &Core| {
+                let paced = core.move_allowance > 0.0 || core.cleaning_is_urgent();
+                core.move_bytes <= MOVES_BYTES_MAX && paced
+            };
+            if !self.reached(goes_on).await? {
                 return Ok(Some(false));
             }
         }

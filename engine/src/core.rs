@@ -13,13 +13,21 @@ use terrane_ocssd::MediaCounters;
 
 use crate::anchor::AnchorLog;
 use crate::cache::PayloadCache;
-use crate::entry::{Entry, GroupId};
+use crate::chronicle::Chronicle;
+use crate::entry::{ENTRY_OPS, Entry, GroupId};
 use crate::error::StoreError;
+use crate::frame;
 use crate::group::{Group, StatePending};
+use crate::hint;
 use crate::index::{self, Place};
 use crate::log::Log;
+use crate::op::{self, Op};
 use crate::options::Options;
-use crate::record::{self, RecordKind};
+use crate::policy::LogTime;
+use crate::policy::heat::Heat;
+use crate::policy::pace::{Load, Marks, Pace};
+use crate::policy::placement::{self, CLASSES, Class, Classes, Placed, RATIO};
+use crate::record::{self, Extent, RecordHeader, RecordKind};
 use crate::slice::Layout;
 use crate::stream::Stream;
 
@@ -35,6 +43,16 @@ pub(crate) struct PendingEntry {
     /// Records that it is written as, and their bytes in total.
     pub(crate) parts: u32,
     pub(crate) bytes: u32,
+    /// Bytes of their hints, at most.
+    pub(crate) hint_bytes: u32,
+    /// How long it is expected to live.
+    pub(crate) placed: Placed,
+}
+
+impl PendingEntry {
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { bytes: self.bytes, hint_bytes: self.hint_bytes }
+    }
 }
 
 /// A live record that leaves the segment it stands in.
@@ -47,6 +65,8 @@ pub(crate) struct Move {
     /// The op.
     pub(crate) payload: Bytes,
     pub(crate) from: Place,
+    /// Of the key; `None`: it is a delete.
+    pub(crate) heat: Option<Heat>,
 }
 
 impl Move {
@@ -65,7 +85,9 @@ pub struct Counters {
     pub log_bytes: u64,
     /// Frame and segment headers written.
     pub header_bytes: u64,
-    /// Zeros written to fill the device's smallest write.
+    /// Footers written: the hints of sealed segments.
+    pub hint_bytes: u64,
+    /// Zeros written to fill the device's smallest write, and between the last frame of a segment and its footer.
     pub padding_bytes: u64,
     /// Frames written, in number.
     pub frames: u64,
@@ -79,9 +101,9 @@ pub struct Counters {
     pub moved_bytes: u64,
     /// Segments that cleaning erased, in number.
     pub cleaned_segments: u64,
-    /// Reads that the cache answered, in number.
+    /// Reads of values that the cache answered, in number. Those that the tail of recent entries answers count nowhere.
     pub cache_hits: u64,
-    /// Reads that went to the medium, in number.
+    /// Reads of values that went to the medium, in number.
     pub cache_misses: u64,
     /// What the medium counted.
     pub media: MediaCounters,
@@ -96,6 +118,17 @@ pub struct Counters {
     /// Live keys, in number.
     pub keys: u64,
 }
+
+impl Counters {
+    /// Of the reads that recent entries could not answer, the part that the cache did, from 0 to 1. `None` before the first.
+    pub fn cache_hit_ratio(&self) -> Option<f64> {
+        let reads = self.cache_hits + self.cache_misses;
+        (reads > 0).then(|| self.cache_hits as f64 / reads as f64)
+    }
+}
+
+/// Parts of a slice's bytes by which the times of entries are told apart.
+const CHRONICLE_SPACINGS: u64 = 4096;
 
 /// Free chunks that nothing but cleaning may take, so that it can always go on: for what it moves, and for the states that it
 /// needs before it frees a segment.
@@ -145,6 +178,14 @@ pub(crate) struct Core {
     pub(crate) damage_known: bool,
     /// The clock when the store was opened.
     pub(crate) clock_start: u64,
+    /// Where records go by their expected lifetime.
+    pub(crate) classes: Classes,
+    /// User bytes of a flush, averaged over the last ones.
+    pub(crate) flush_bytes: u64,
+    /// Bytes that cleaning may move before users write more; negative if it is ahead.
+    pub(crate) move_allowance: f64,
+    /// Share alive of the last victim.
+    pub(crate) victim_live_share: f64,
     /// Frames written in this epoch.
     pub(crate) frames: u64,
     /// Number of the last flush taken.
@@ -198,6 +239,10 @@ impl Core {
             append_reserve_chunks: options.append_reserve_chunks,
             damage_known: false,
             clock_start: 0,
+            classes: Classes::new(CLASSES, RATIO, layout.slice_bytes()),
+            flush_bytes: 0,
+            move_allowance: 0.0,
+            victim_live_share: 0.0,
             frames: 0,
             flush: 0,
             records: 0,
@@ -207,7 +252,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn add_group(&mut self, group: Group) -> u32 {
+    pub(crate) fn add_group(&mut self, mut group: Group) -> u32 {
+        group.chronicle = Chronicle::new(group.last_index, self.clock());
         let slot = self.groups.len() as u32;
         self.slots.insert(group.id, slot);
         self.index_demand += group.index_demand();
@@ -270,7 +316,10 @@ impl Core {
     }
 
     pub(crate) fn state_cost(&self, payload_bytes: u64) -> u64 {
-        self.log.record_cost(record::HEADER_BYTES as u32 + payload_bytes as u32)
+        self.log.record_cost(Extent {
+            bytes: record::HEADER_BYTES as u32 + payload_bytes as u32,
+            hint_bytes: hint::state_bytes_max(payload_bytes as u32),
+        })
     }
 
     /// Free chunks left if everything pending, states included, and records of `cost` bytes in total (the largest
@@ -285,9 +334,9 @@ impl Core {
                 largest = largest.max(state);
             }
         }
-        let needed = self.log.chunks_needed(Stream::User, cost, largest);
+        let needed = self.log.chunks_needed(Stream::USER, cost, largest);
         // Before a chunk is opened, the one that is open becomes something to clean.
-        let reclaimable = self.log.reclaimable_chunks((needed > 0).then_some(Stream::User));
+        let reclaimable = self.log.reclaimable_chunks((needed > 0).then_some(Stream::USER));
         i64::from(self.log.free_chunks()) + reclaimable as i64
             - i64::from(CLEANING_RESERVE_CHUNKS)
             - needed as i64
@@ -305,8 +354,67 @@ impl Core {
     }
 
     /// The shard's clock: bytes that users wrote since the store was opened, beyond those of earlier starts.
-    pub(crate) fn clock(&self) -> u64 {
-        self.clock_start + self.counters.user_bytes
+    pub(crate) fn clock(&self) -> LogTime {
+        LogTime(self.clock_start + self.counters.user_bytes)
+    }
+
+    /// How long an entry is expected to live: as long as the largest of what it puts.
+    fn placed(&self, slot: u32, entry: &Entry) -> Placed {
+        if entry.kind != ENTRY_OPS {
+            // The log is cut soon.
+            return Placed { class: Class(0), interval_bytes: 1 };
+        }
+        let ops = op::decode(&entry.payload).flatten();
+        let put = ops.filter(|op| matches!(op, Op::Put { .. })).max_by_key(Op::user_bytes);
+        match put {
+            Some(put) => {
+                self.classes.first_written(self.groups[slot as usize].heat_if_put(put.key(), self.clock()))
+            }
+            // A delete is needed as long as anything older than it is left.
+            None => Placed { class: Class(CLASSES - 1), interval_bytes: u64::MAX },
+        }
+    }
+
+    /// How many streams users' writes should be spread over now.
+    pub(crate) fn user_streams(&self) -> u8 {
+        let overhead = frame::HEADER_BYTES as u64 + u64::from(self.layout.unit_bytes / 2);
+        placement::user_streams(self.flush_bytes, overhead, self.layout.streams.users_max())
+    }
+
+    /// The room there is, in bytes: whole free chunks.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        u64::from(self.log.free_chunks()) * u64::from(self.layout.chunk_bytes)
+    }
+
+    /// The room at which cleaning begins, keeps even, and takes what is kept for it.
+    pub(crate) fn marks(&self) -> Marks {
+        let chunk_bytes = u64::from(self.layout.chunk_bytes);
+        let percent =
+            |percent: u32| u64::from((self.layout.chunk_count * percent / 100).max(2)) * chunk_bytes;
+        let reserve_bytes = u64::from(CLEANING_RESERVE_CHUNKS) * chunk_bytes;
+        let low_bytes = reserve_bytes + percent(1);
+        Marks { reserve_bytes, low_bytes, high_bytes: low_bytes + percent(2) }
+    }
+
+    /// How cleaning and users share the device now.
+    pub(crate) fn pace(&self) -> Pace {
+        self.marks().pace(&Load {
+            room_bytes: self.room_bytes(),
+            victim_live_share: self.victim_live_share,
+            latency_over_goal: 1.0,
+        })
+    }
+
+    /// Users wrote so many bytes: cleaning may go on with what it has to move for them.
+    pub(crate) fn allow_moves(&mut self, user_bytes: u64) {
+        let copies = user_bytes as f64 * self.pace().copies_per_user_byte;
+        let most = f64::from(self.layout.chunk_bytes);
+        self.move_allowance = (self.move_allowance + copies).min(most);
+    }
+
+    /// Cleaning need not wait for users: room is short.
+    pub(crate) fn cleaning_is_urgent(&self) -> bool {
+        self.starved || self.room_bytes() <= self.marks().low_bytes
     }
 
     /// The group's state changed, or should be written again. Returns the number by which to wait for it.
@@ -325,18 +433,48 @@ impl Core {
     /// Appends one checked entry to its group, in memory and for the flusher. True if the lineage changed.
     pub(crate) fn push_entry(&mut self, slot: u32, entry: Entry) -> bool {
         let lsn = self.issue();
+        let placed = self.placed(slot, &entry);
         let (bytes, new_term) = self.change_index(slot, |group, _| group.push(&entry));
-        let index = self.groups[slot as usize].last_index;
+        let (now, spacing) = (self.clock(), self.layout.slice_bytes() / CHRONICLE_SPACINGS);
+        let group = &mut self.groups[slot as usize];
+        let index = group.last_index;
+        group.chronicle.note(index, now, spacing);
         self.note_tail(slot, index, bytes);
-        let (parts, record_bytes) = record::entry_shape(entry.kind, &entry.payload);
-        let cost = self.log.record_cost(record_bytes);
+        let (parts, extent) = record::entry_shape(&self.entry_header(slot, index, &entry), &entry.payload);
+        let cost = self.log.record_cost(extent);
         self.pending_cost += cost;
         self.pending_largest = self.pending_largest.max(cost);
         self.term_max = self.term_max.max(entry.term);
         let Entry { term, kind, payload } = entry;
-        let bytes = record_bytes;
-        self.pending.push_back(PendingEntry { lsn, slot, index, term, kind, payload, parts, bytes });
+        let Extent { bytes, hint_bytes } = extent;
+        self.pending.push_back(PendingEntry {
+            lsn,
+            slot,
+            index,
+            term,
+            kind,
+            payload,
+            parts,
+            bytes,
+            hint_bytes,
+            placed,
+        });
         new_term
+    }
+
+    /// The header of an entry, were it one record.
+    pub(crate) fn entry_header(&self, slot: u32, index: u64, entry: &Entry) -> RecordHeader {
+        let group = &self.groups[slot as usize];
+        RecordHeader {
+            payload_bytes: entry.payload.len() as u32,
+            kind: RecordKind::Entry,
+            entry_kind: entry.kind,
+            parts_left: 0,
+            incarnation: group.incarnation,
+            group: group.id,
+            index,
+            term: entry.term,
+        }
     }
 
     /// A payload of `bytes` entered the tail.
@@ -370,10 +508,11 @@ impl Core {
     }
 
     pub(crate) fn apply(&mut self, slot: u32, index: u64, commit_mark_bytes: u64) {
+        let now = self.clock();
         let Self { groups, log, cache, .. } = self;
         let group = &mut groups[slot as usize];
         self.index_demand -= group.index_demand();
-        group.apply(index, log, |version| cache.remove((slot, version)));
+        group.apply(index, now, log, |version| cache.remove((slot, version)));
         self.index_demand += group.index_demand();
         let mark = group.unmarked_bytes >= commit_mark_bytes;
         self.evict_expired(slot);
@@ -404,7 +543,7 @@ impl Core {
         Counters {
             cache_hits: self.cache.hits(),
             media,
-            slice_bytes: u64::from(self.layout.chunk_count) * u64::from(self.layout.chunk_bytes),
+            slice_bytes: self.layout.slice_bytes(),
             used_bytes: self.log.used_bytes(),
             tail_bytes: self.tail_bytes,
             index_bytes: self.groups.iter().map(|group| group.index.memory_bytes()).sum(),

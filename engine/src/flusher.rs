@@ -4,8 +4,8 @@
 //! segment is one frame and one durable write. Otherwise its frames are written volatile, and one media flush covers
 //! them: a durable write makes only itself durable.
 //!
-//! The frames of a stream go out one after the other, beside those of other streams: **write, finish what was left, begin
-//! the next**. Where the device
+//! The frames of a stream go out one after the other, beside those of other streams: **write, write the footer of what was
+//! left or finish it, begin the next**. Where the device
 //! tells lifetimes apart by a handle that fills one reclaim unit after the other (FDP), two chunks that were written
 //! at once would share units and die together only by chance. It costs a flush that spans segments one write's time,
 //! once in a segment. Nothing hangs on the moment of the finish: all acknowledged frames of the chunk are
@@ -26,16 +26,18 @@ use std::task::Poll;
 use bytes::Bytes;
 use terrane_ocssd::{AlignedBuf, ChunkId, Durability, Media, MediaError};
 
-use crate::core::{CLEANING_RESERVE_CHUNKS, Core};
-use crate::entry::{ENTRY_OPS, Lsn};
+use crate::core::{CLEANING_RESERVE_CHUNKS, Core, Move};
+use crate::entry::Lsn;
 use crate::error::StoreError;
 use crate::frame::{self, BodyChecksum, FrameHeader};
 use crate::group::StatePending;
+use crate::hint::Hint;
 use crate::index::Place;
 use crate::log::{FramePlan, Opening};
-use crate::op::Op;
 use crate::pipeline::Pipeline;
-use crate::record::{self, RecordHeader, RecordKind};
+use crate::policy::LogTime;
+use crate::policy::placement::{CLASSES, Class, Placed};
+use crate::record::{self, Extent, RecordHeader, RecordKind};
 use crate::segment::{self, SegmentHeader};
 use crate::slice::SliceId;
 use crate::store::{HeldSeat, Store};
@@ -43,6 +45,8 @@ use crate::stream::Stream;
 
 /// A record of the flush (an entry of several ops is a run of records), and where it goes.
 struct Outgoing {
+    /// `None`: of a state, which lives until the next.
+    placed: Option<Placed>,
     stream: Stream,
     slot: u32,
     header: RecordHeader,
@@ -50,9 +54,21 @@ struct Outgoing {
     /// Records that it is written as, and their bytes in total.
     parts: u32,
     bytes: u32,
+    /// Bytes of their hints, at most.
+    hint_bytes: u32,
     place: Place,
     /// Of a record that is moved: where it stood.
     from: Option<Place>,
+}
+
+impl Outgoing {
+    fn extent(&self) -> Extent {
+        Extent { bytes: self.bytes, hint_bytes: self.hint_bytes }
+    }
+
+    fn hints(&self) -> impl Iterator<Item = Hint<'_>> {
+        record::hints(&self.header, &self.payload, self.parts)
+    }
 }
 
 /// What one flush writes, and what is true once it is durable.
@@ -67,7 +83,10 @@ struct Flush {
     term_max: u64,
     /// LSN counter up to which everything is durable then.
     durable: u64,
-    clock: u64,
+    clock: LogTime,
+    /// Bytes of the footers that go along, and of the zeros before them.
+    footer_bytes: u64,
+    footer_padding_bytes: u64,
 }
 
 /// One write to the medium.
@@ -76,6 +95,15 @@ struct FrameWrite {
     sector: u32,
     stream: Stream,
     opens: Option<Opening>,
+    /// Of the segment that is left.
+    footer: Option<FooterWrite>,
+    buf: AlignedBuf,
+}
+
+/// The footer of a segment, up to the end of its chunk.
+struct FooterWrite {
+    chunk: ChunkId,
+    sector: u32,
     buf: AlignedBuf,
 }
 
@@ -84,6 +112,12 @@ struct FrameWrite {
 struct Buffers {
     spare: Vec<AlignedBuf>,
 }
+
+/// Bytes that cleaning moves along with a flush of users, at least: less would be all headers and padding.
+const MOVES_WITH_USERS_BYTES: u64 = 128 << 10;
+
+/// Flushes over which the bytes of one are averaged.
+const FLUSHES_AVERAGED: u64 = 16;
 
 /// Buffers kept: one flush rarely has more than two frames.
 const SPARE_BUFFERS: usize = 3;
@@ -133,16 +167,61 @@ impl Core {
         if records.is_empty() {
             return None;
         }
+        self.spread(&mut records);
         records.sort_by_key(|record| record.stream);
         let durable = self.pending.front().map_or(self.issued, |entry| entry.lsn - 1);
         let clock = self.clock();
-        let frames = self.log.plan(records.iter().map(|record| (record.stream, record.bytes)), clock);
+        let frames = self.log.plan(records.iter().map(|record| (record.stream, record.extent())), clock.0);
         self.flush += 1;
         let (lsn_first, frame_first) = (self.records + 1, self.frames + 1);
         self.records += records.iter().map(|record| u64::from(record.parts)).sum::<u64>();
         self.frames += frames.len() as u64;
         let (number, term_max) = (self.flush, self.term_max);
-        Some(Flush { records, states, frames, number, lsn_first, frame_first, term_max, durable, clock })
+        Some(Flush {
+            records,
+            states,
+            frames,
+            number,
+            lsn_first,
+            frame_first,
+            term_max,
+            durable,
+            clock,
+            footer_bytes: 0,
+            footer_padding_bytes: 0,
+        })
+    }
+
+    /// Sends records to the streams of their expected lifetimes, if there is room for it: more segments may be opened than if
+    /// they were written together, and all that was admitted must still fit.
+    fn spread(&mut self, records: &mut [Outgoing]) {
+        let of_users = |record: &&Outgoing| record.header.kind == RecordKind::Entry;
+        let user_bytes: u64 = records.iter().filter(of_users).map(|record| u64::from(record.bytes)).sum();
+        if user_bytes > 0 {
+            self.flush_bytes = (self.flush_bytes * (FLUSHES_AVERAGED - 1) + user_bytes) / FLUSHES_AVERAGED;
+        }
+        if self.starved || self.is_scarce() {
+            return;
+        }
+        let (streams, user_streams) = (self.layout.streams, self.user_streams());
+        let goes_to = |record: &Outgoing| match (record.header.kind, record.placed) {
+            (RecordKind::Entry, Some(placed)) => streams.of_user(placed.class, user_streams),
+            (_, Some(placed)) => streams.of_class(placed.class),
+            (_, None) => streams.of_user(Class(0), user_streams),
+        };
+        let mut costs = [(0, 0); Stream::COUNT];
+        for record in &*records {
+            let cost = self.log.record_cost(record.extent());
+            let (sum, largest) = &mut costs[goes_to(record).slot()];
+            (*sum, *largest) = (*sum + cost, cost.max(*largest));
+        }
+        let needed =
+            |(stream, (sum, largest)): (Stream, (u64, u64))| self.log.chunks_needed(stream, sum, largest);
+        let spread: u64 = Stream::all().zip(costs).map(needed).sum();
+        let pending = self.log.chunks_needed(Stream::USER, self.pending_cost, self.pending_largest) + 1;
+        if spread + pending + u64::from(CLEANING_RESERVE_CHUNKS) <= u64::from(self.log.free_chunks()) {
+            records.iter_mut().for_each(|record| record.stream = goes_to(record));
+        }
     }
 
     /// States, the wanted ones first, as far as there is room. Returns their cost and that of the largest.
@@ -181,7 +260,7 @@ impl Core {
 
     /// Where states go.
     fn state_stream(&self) -> Stream {
-        if self.is_scarce() { Stream::Moved } else { Stream::User }
+        if self.is_scarce() { self.layout.streams.coldest() } else { Stream::USER }
     }
 
     /// Entries that go along with states of this cost.
@@ -191,16 +270,18 @@ impl Core {
             self.starved = !self.pending.is_empty();
             return;
         };
+        // The shorter the room, the smaller the users' part of what is written: long before there is none.
+        let bytes_max = (f64::from(bytes_max) * self.pace().user_share) as u64;
         let states = records.len();
         let mut bytes = 0;
         while let Some(entry) = self.pending.front() {
             bytes += u64::from(entry.bytes);
-            if bytes > u64::from(bytes_max) && records.len() > states {
+            if bytes > bytes_max && records.len() > states {
                 break;
             }
-            let entry_cost = self.log.record_cost(entry.bytes);
+            let entry_cost = self.log.record_cost(entry.extent());
             (cost, largest) = (cost + entry_cost, largest.max(entry_cost));
-            if self.log.chunks_needed(Stream::User, cost, largest) > u64::from(room) {
+            if self.log.chunks_needed(Stream::USER, cost, largest) > u64::from(room) {
                 self.starved = true;
                 break;
             }
@@ -218,12 +299,14 @@ impl Core {
                 term: entry.term,
             };
             records.push(Outgoing {
-                stream: Stream::User,
+                placed: Some(entry.placed),
+                stream: Stream::USER,
                 slot: entry.slot,
                 header,
                 payload: entry.payload,
                 parts: entry.parts,
                 bytes: entry.bytes,
+                hint_bytes: entry.hint_bytes,
                 place: Place::PENDING,
                 from: None,
             });
@@ -235,21 +318,32 @@ impl Core {
 
     /// Moves that are still worth it.
     fn take_moves(&mut self, bytes_max: u32, records: &mut Vec<Outgoing>) {
-        let costs = records.iter().map(|record| self.log.record_cost(record.bytes));
+        let costs = records.iter().map(|record| self.log.record_cost(record.extent()));
         let (others, largest_other) = (costs.clone().sum(), costs.max().unwrap_or(0));
+        // A little goes along with each flush, rather than much with a few for which users then wait.
+        let user_bytes: u64 = records.iter().map(|record| u64::from(record.bytes)).sum();
+        let with_users = (user_bytes as f64 * 2.0 * self.pace().copies_per_user_byte) as u64;
+        let bytes_max = match self.cleaning_is_urgent() || user_bytes == 0 {
+            true => u64::from(bytes_max),
+            false => with_users.max(MOVES_WITH_USERS_BYTES).min(u64::from(bytes_max)),
+        };
+        let now = self.clock();
+        let coldest = self.layout.streams.coldest();
         let mut room = u64::from(self.log.free_chunks());
         let (mut bytes, mut cost, mut largest) = (0, 0, 0);
         if self.is_scarce() {
             (cost, largest) = (others, largest_other);
         } else {
-            room = room.saturating_sub(self.log.chunks_needed(Stream::User, others, largest_other));
+            room = room.saturating_sub(self.log.chunks_needed(Stream::USER, others, largest_other));
         }
         while let Some(front) = self.moves.front() {
             bytes += u64::from(front.record_bytes());
-            let move_cost = self.log.record_cost(front.record_bytes());
+            let header = self.move_header(front);
+            let (_, extent) = record::entry_shape(&header, &front.payload);
+            let move_cost = self.log.record_cost(extent);
             (cost, largest) = (cost + move_cost, largest.max(move_cost));
-            let full = self.log.chunks_needed(Stream::Moved, cost, largest) > room;
-            if full || bytes > u64::from(bytes_max) && bytes > u64::from(front.record_bytes()) {
+            let full = self.log.chunks_needed(coldest, cost, largest) > room;
+            if full || bytes > bytes_max && bytes > u64::from(front.record_bytes()) {
                 break;
             }
             let Some(moved) = self.moves.pop_front() else { break };
@@ -260,27 +354,37 @@ impl Core {
                 self.moves_done += 1;
                 continue;
             }
-            let group = &self.groups[moved.slot as usize];
-            let header = RecordHeader {
-                payload_bytes: moved.payload.len() as u32,
-                kind: moved.kind,
-                entry_kind: 0,
-                parts_left: 0,
-                incarnation: group.incarnation,
-                group: group.id,
-                index: moved.version,
-                term: 0,
+            let age = now.since(self.groups[moved.slot as usize].written_at(moved.version, now));
+            let placed = match moved.heat {
+                Some(heat) => self.classes.relocated(heat, age),
+                None => Placed { class: Class(CLASSES - 1), interval_bytes: u64::MAX },
             };
             records.push(Outgoing {
-                stream: Stream::Moved,
+                placed: Some(placed),
+                stream: coldest,
                 slot: moved.slot,
                 header,
                 payload: moved.payload,
                 parts: 1,
                 bytes: record_bytes,
+                hint_bytes: extent.hint_bytes,
                 place: Place::PENDING,
                 from: Some(moved.from),
             });
+        }
+    }
+
+    fn move_header(&self, moved: &Move) -> RecordHeader {
+        let group = &self.groups[moved.slot as usize];
+        RecordHeader {
+            payload_bytes: moved.payload.len() as u32,
+            kind: moved.kind,
+            entry_kind: 0,
+            parts_left: 0,
+            incarnation: group.incarnation,
+            group: group.id,
+            index: moved.version,
+            term: 0,
         }
     }
 
@@ -299,10 +403,12 @@ impl Core {
             term: group.hard_state.term,
         };
         let outgoing = Outgoing {
+            placed: None,
             stream: self.state_stream(),
             slot,
             header,
             bytes: header.record_bytes(),
+            hint_bytes: record::hints(&header, &payload, 1).map(|hint| hint.bytes_max()).sum(),
             payload,
             parts: 1,
             place: Place::PENDING,
@@ -332,19 +438,18 @@ impl Core {
             .for_each(|generation| self.anchor.forget(generation));
         let left: Vec<u32> = openings().filter_map(|opening| opening.leaves).map(|left| left.chunk).collect();
         for record in flush.records {
+            let mut offset = record.place.offset;
+            for hint in record.hints() {
+                let length = hint.header.record_bytes();
+                self.log.holds(record.slot, Place { chunk: record.place.chunk, offset, length }, &hint);
+                offset += length;
+            }
             let Outgoing { slot, header, payload, place, from, .. } = record;
-            match header.kind {
-                RecordKind::State => self.log.holds(slot, place, false),
-                RecordKind::Entry if header.entry_kind == ENTRY_OPS && !payload.is_empty() => {
-                    for (op, place) in record::parts(&payload, place) {
-                        self.log.holds(slot, place, matches!(op, Op::Delete { .. }));
-                    }
-                }
-                RecordKind::Entry => self.log.holds(slot, place, false),
-                RecordKind::Settled | RecordKind::Tombstone => {
-                    self.log.holds(slot, place, header.kind == RecordKind::Tombstone);
-                    self.moved(slot, &header, &payload, from.expect("it stood somewhere"), place);
-                }
+            if let Some(Placed { interval_bytes, .. }) = record.placed {
+                self.log.expects(place.chunk, record.bytes, interval_bytes, flush.clock);
+            }
+            if matches!(header.kind, RecordKind::Settled | RecordKind::Tombstone) {
+                self.moved(slot, &header, &payload, from.expect("it stood somewhere"), place);
             }
             if header.kind == RecordKind::Entry {
                 self.change_index(slot, |group, log| group.placed(header.index, header.term, place, log));
@@ -381,12 +486,14 @@ impl Core {
                 counters.padding_bytes += u64::from(self.layout.unit_bytes) - segment::HEADER_BYTES as u64;
             }
         }
+        counters.hint_bytes += flush.footer_bytes;
+        counters.padding_bytes += flush.footer_padding_bytes;
     }
 }
 
 impl Flush {
-    /// Fills the frames and learns every record's place.
-    fn fill(&mut self, slice: SliceId, core: &Core, buffers: &mut Buffers) -> Vec<FrameWrite> {
+    /// Fills the frames, and the footers of segments that are left, and learns every record's place.
+    fn fill(&mut self, slice: SliceId, core: &mut Core, buffers: &mut Buffers) -> Vec<FrameWrite> {
         let frames = u16::try_from(self.frames.len()).expect("a flush is limited in bytes");
         let mut lsn = self.lsn_first;
         let clock = self.clock;
@@ -407,7 +514,19 @@ impl Flush {
                 body_crc: 0,
             };
             lsn += u64::from(count);
-            writes.push(fill_frame(slice, core, (plan, clock), header, records, buffers));
+            let mut write = fill_frame(slice, core, (plan, clock), header, records, buffers);
+            core.log.note_frame(plan, &header, records.iter().flat_map(Outgoing::hints));
+            let left = plan.opens.and_then(|opening| opening.leaves);
+            if let Some(footer) = left.and_then(|left| core.log.take_footer(left.chunk)) {
+                let room = core.layout.chunk_bytes - footer.end;
+                self.footer_bytes += u64::from(footer.bytes);
+                self.footer_padding_bytes += u64::from(room - footer.bytes);
+                let mut buf = buffers.take(room as usize);
+                footer.builder.encode(footer.stamp, footer.end, &mut buf);
+                let sector = core.layout.sector_of(footer.end);
+                write.footer = Some(FooterWrite { chunk: ChunkId(footer.chunk), sector, buf });
+            }
+            writes.push(write);
         }
         writes
     }
@@ -416,7 +535,7 @@ impl Flush {
 fn fill_frame(
     slice: SliceId,
     core: &Core,
-    (plan, clock): (&FramePlan, u64),
+    (plan, clock): (&FramePlan, LogTime),
     mut header: FrameHeader,
     records: &mut [Outgoing],
     buffers: &mut Buffers,
@@ -428,7 +547,7 @@ fn fill_frame(
     if plan.opens.is_some() {
         segment.fill(0);
         let stream = plan.stream.slot() as u32;
-        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk, stream, born: clock }
+        SegmentHeader { slice, generation: plan.stamp.generation, chunk: plan.chunk, stream, born: clock.0 }
             .encode(segment);
     }
     let mut at = frame::HEADER_BYTES;
@@ -460,6 +579,7 @@ fn fill_frame(
         sector: layout.sector_of(plan.offset - lead),
         stream: plan.stream,
         opens: plan.opens,
+        footer: None,
         buf,
     }
 }
@@ -534,10 +654,11 @@ impl<M: Media> Store<M> {
                 if starves {
                     // Cleaning has to begin.
                     self.shared.work.wake_all();
+                    self.shared.progress.wake_all();
                 }
                 return Ok(false);
             };
-            let writes = flush.fill(self.shared.slice, &core, buffers);
+            let writes = flush.fill(self.shared.slice, &mut core, buffers);
             core.flushing = true;
             (flush, writes)
         };
@@ -601,7 +722,12 @@ async fn write_stream<M: Media>(
 ) -> Result<(), MediaError> {
     for write in frames {
         if let Some(opening) = write.opens {
-            if let Some(left) = opening.leaves.filter(|left| !left.full) {
+            // A footer fills the chunk.
+            if let Some(FooterWrite { chunk, sector, buf }) = write.footer {
+                let (written, buf) = media.write(chunk, sector, buf, durability).await;
+                buffers.borrow_mut().give(buf);
+                written?;
+            } else if let Some(left) = opening.leaves.filter(|left| !left.full) {
                 media.finish(ChunkId(left.chunk)).await?;
             }
             media.reset(write.chunk).await?;

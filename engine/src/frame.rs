@@ -89,9 +89,12 @@ impl FrameHeader {
             number: cursor.u64()?,
             body_crc: cursor.u32()?,
         };
-        let sound =
-            header.flush > 0 && header.ordinal < header.frames && header.number > u64::from(header.ordinal);
-        sound.then_some(header)
+        header.is_sound().then_some(header)
+    }
+
+    /// Whether its numbers can be.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.flush > 0 && self.ordinal < self.frames && self.number > u64::from(self.ordinal)
     }
 }
 

@@ -18,11 +18,14 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use crate::chronicle::Chronicle;
 use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState};
 use crate::index::{self, Index, Located, Place};
 use crate::lineage::{self, TermRun};
 use crate::log::Log;
 use crate::op::{self, Op};
+use crate::policy::LogTime;
+use crate::policy::heat::Heat;
 use crate::record;
 use crate::state_record::{self, StateRecord};
 
@@ -78,6 +81,8 @@ pub(crate) struct Group {
     /// Entries up to here should leave the tail as soon as they may.
     tail_expired: u64,
     pub(crate) index: Index,
+    /// When its entries were appended.
+    pub(crate) chronicle: Chronicle,
     /// Memory that the puts which are not applied may add to the index, in bytes.
     promised_bytes: u64,
     /// Whether the state awaits a flush, and how it is asked for.
@@ -128,6 +133,7 @@ impl Group {
             tail_first: 1,
             tail_expired: 0,
             index: Index::default(),
+            chronicle: Chronicle::new(0, LogTime(0)),
             promised_bytes: 0,
             state_pending: StatePending::No,
             state_issued: 0,
@@ -237,7 +243,13 @@ impl Group {
 
     /// Points the index at the entries up to `index`. Calls `overwritten` with each version (older than the tail)
     /// that lost a key.
-    pub(crate) fn apply(&mut self, index: u64, log: &mut Log, mut overwritten: impl FnMut(u64)) {
+    pub(crate) fn apply(
+        &mut self,
+        index: u64,
+        now: LogTime,
+        log: &mut Log,
+        mut overwritten: impl FnMut(u64),
+    ) {
         assert!(index <= self.last_index, "{}: index {index} is not stored", self.id);
         for version in self.applied + 1..=index {
             let at = (version - self.tail_first) as usize;
@@ -249,12 +261,22 @@ impl Group {
             }
             let place = self.places[(version - self.first_index) as usize];
             let durable = !place.is_pending();
+            let written_at = self.written_at(version, now);
             for (op, place) in record::parts(&payload, place) {
                 let (old, new) = match op {
                     Op::Put { key, .. } => {
                         self.tail[at].live += 1;
                         self.promised_bytes -= index::key_bytes_max(key);
-                        (self.index.insert(key, Located { version, place }), Some(place))
+                        let (chronicle, last) = (&self.chronicle, self.last_index);
+                        let old = self.index.update(key, |old| Located {
+                            version,
+                            place,
+                            heat: old.map_or(Heat::NEW, |old| {
+                                let lived = written_at.since(chronicle.time_of(old.version, last, now));
+                                old.heat.overwritten(lived)
+                            }),
+                        });
+                        (old, Some(place))
                     }
                     Op::Delete { key } => (self.index.remove(key), None),
                 };
@@ -273,6 +295,17 @@ impl Group {
             }
         }
         self.applied = self.applied.max(index);
+    }
+
+    /// When the entry of `index` was appended.
+    pub(crate) fn written_at(&self, index: u64, now: LogTime) -> LogTime {
+        self.chronicle.time_of(index, self.last_index, now)
+    }
+
+    /// The heat of a key once it is overwritten now.
+    pub(crate) fn heat_if_put(&self, key: &[u8], now: LogTime) -> Heat {
+        let lived = |old: Located| old.heat.overwritten(now.since(self.written_at(old.version, now)));
+        self.index.get(key).map_or(Heat::NEW, lived)
     }
 
     /// The record of (`index`, `term`) is durable at `place`. Nothing happens if the log holds another entry there.

@@ -59,6 +59,7 @@
 
 mod anchor;
 mod cache;
+mod chronicle;
 mod cleaning;
 pub mod compression;
 mod core;
@@ -66,12 +67,18 @@ mod cursor;
 mod entry;
 mod error;
 mod flusher;
+mod footer;
 mod frame;
 mod frame_set;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod group;
+mod hint;
 pub mod index;
+pub mod inspect;
 mod lineage;
 mod log;
 pub mod op;

@@ -152,7 +152,13 @@ impl OpsBuilder {
         self.put_stored(key, value, expires_unix_ms)
     }
 
-    fn put_stored(&mut self, key: &[u8], value: Stored<'_>, expires_unix_ms: Option<u64>) -> &mut Self {
+    /// Adds a put of a value as it is stored. Panics as [`OpsBuilder::put`] does.
+    pub(crate) fn put_stored(
+        &mut self,
+        key: &[u8],
+        value: Stored<'_>,
+        expires_unix_ms: Option<u64>,
+    ) -> &mut Self {
         let (tag, stored, raw_bytes) = match (value, expires_unix_ms) {
             (Stored::Raw(value), None) => (TAG_PUT, value, None),
             (Stored::Raw(value), Some(_)) => (TAG_PUT_EXPIRING, value, None),
@@ -265,11 +271,6 @@ impl<'a> Iterator for Ops<'a> {
         }
         Some(op)
     }
-}
-
-/// Whether the first op of the payload is a delete.
-pub(crate) fn is_delete(payload: &[u8]) -> bool {
-    payload.first() == Some(&TAG_DELETE)
 }
 
 fn take_op<'a>(rest: &mut &'a [u8]) -> Result<Op<'a>, OpError> {

@@ -62,22 +62,22 @@ struct Wanted {
     stamp: Stamp,
 }
 
-/// A payload, or where to find it.
-enum Source {
-    Memory(Bytes),
+/// What is wanted (a value, or the payload of an entry), or where to find it.
+enum Source<T> {
+    Memory(T),
     Medium(Wanted),
 }
 
 /// A source that stays good.
-enum Held<'a, M: Media> {
-    Memory(Bytes),
+enum Held<'a, M: Media, T> {
+    Memory(T),
     Medium(Pinned<'a, M>),
 }
 
-impl<'a, M: Media> Held<'a, M> {
-    fn new(shared: &'a Shared<M>, core: &mut Core, source: Source) -> Self {
+impl<'a, M: Media, T> Held<'a, M, T> {
+    fn new(shared: &'a Shared<M>, core: &mut Core, source: Source<T>) -> Self {
         match source {
-            Source::Memory(payload) => Held::Memory(payload),
+            Source::Memory(found) => Held::Memory(found),
             Source::Medium(wanted) => Held::Medium(Pinned::new(shared, core, wanted)),
         }
     }
@@ -105,8 +105,23 @@ impl<M: Media> Drop for Pinned<'_, M> {
     }
 }
 
-/// A row of a scan before it is read: key, version, payload.
-type ImageRow<'a, M> = (Bytes, u64, Held<'a, M>);
+/// A value as it is stored. It is a part of its payload, which it keeps in memory.
+struct Kept {
+    stored: Bytes,
+    /// Bytes of the raw value, if what is stored is compressed.
+    compressed_of: Option<u32>,
+    version: u64,
+    expires_unix_ms: Option<u64>,
+}
+
+impl Kept {
+    fn raw_bytes(&self) -> usize {
+        self.compressed_of.map_or(self.stored.len(), |raw_bytes| raw_bytes as usize)
+    }
+}
+
+/// A row of a scan before it is read: key and value.
+type ImageRow<'a, M> = (Bytes, Held<'a, M, Kept>);
 
 impl Core {
     fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
@@ -123,23 +138,26 @@ impl Core {
         }
     }
 
-    /// The payload of a live version, from memory if it is there.
-    fn source(&mut self, slot: u32, key: &[u8], located: Located) -> Source {
+    /// The value of a live version, from memory if it is there.
+    fn value_source(&mut self, slot: u32, key: &[u8], located: Located) -> Source<Kept> {
         let group = &self.groups[slot as usize];
         if let Some(entry) = group.tail_entry(located.version) {
-            return Source::Memory(entry.payload.clone());
+            let value = value_in(&entry.payload, key, located.version);
+            return Source::Memory(
+                value.expect("a live version puts its key, and appended payloads are sound"),
+            );
         }
-        // Of an entry of several ops, only some may have been read.
-        if let Some(payload) = self.cache.get((slot, located.version))
-            && puts(&payload, key)
-        {
-            return Source::Memory(payload);
+        // Of an entry of several ops, only some may have been read: then it says nothing of the key.
+        let cached =
+            self.cache.get((slot, located.version), |payload| value_in(payload, key, located.version));
+        if let Some(value) = cached {
+            return Source::Memory(value);
         }
         assert!(!located.place.is_pending(), "what is not placed is in the tail");
         Source::Medium(self.wanted(slot, located.version, located.place))
     }
 
-    fn entry_source(&self, slot: u32, index: u64) -> (u64, u8, Source) {
+    fn entry_source(&self, slot: u32, index: u64) -> (u64, u8, Source<Bytes>) {
         let group = &self.groups[slot as usize];
         let term = group.term_at(index).expect("the index is in the log");
         if let Some(entry) = group.tail_entry(index) {
@@ -150,27 +168,28 @@ impl Core {
     }
 }
 
-/// Whether the last that the payload says of the key is a put.
-fn puts(payload: &Bytes, key: &[u8]) -> bool {
-    matches!(op::last_said(payload, key), Ok(Some(Said::Put { .. })))
+/// What the payload says of the key at `version`.
+fn value_in(payload: &Bytes, key: &[u8], version: u64) -> Option<Kept> {
+    match op::last_said(payload, key).ok()?? {
+        Said::Put { value, expires_unix_ms } => {
+            let (stored, compressed_of) = match value {
+                Stored::Raw(value) => (value, None),
+                Stored::Compressed { stored, raw_bytes } => (stored, Some(raw_bytes)),
+            };
+            Some(Kept { stored: payload.slice_ref(stored), compressed_of, version, expires_unix_ms })
+        }
+        Said::Deleted => None,
+    }
 }
 
 impl<M: Media> Shared<M> {
-    /// The raw value that the key has in the payload of a live version.
-    fn live_value(
-        &self,
-        group: GroupId,
-        payload: &Bytes,
-        key: &[u8],
-        version: u64,
-    ) -> Result<Value, ReadError> {
-        let Ok(Some(Said::Put { value, expires_unix_ms })) = op::last_said(payload, key) else {
-            panic!("{group}: a live version puts its key, and payloads in memory are sound")
-        };
-        let value = match value {
-            Stored::Raw(value) => payload.slice_ref(value),
-            Stored::Compressed { stored, raw_bytes } => {
-                let raw = self.decompressor.borrow_mut().decompress(stored, raw_bytes);
+    /// The value as its reader gets it.
+    fn raw(&self, group: GroupId, kept: Kept) -> Result<Value, ReadError> {
+        let Kept { stored, compressed_of, version, expires_unix_ms } = kept;
+        let value = match compressed_of {
+            None => stored,
+            Some(raw_bytes) => {
+                let raw = self.decompressor.borrow_mut().decompress(&stored, raw_bytes);
                 raw.map_err(|reason| ReadError::Compressed { group, index: version, reason })?.into()
             }
         };
@@ -185,36 +204,40 @@ impl<M: Media> Store<M> {
         let mut core = self.shared.core.borrow_mut();
         let Some(slot) = core.slot(group) else { return Lookup::Absent };
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
-        let payload = match core.source(slot, key, located) {
-            Source::Memory(payload) => payload,
+        let kept = match core.value_source(slot, key, located) {
+            Source::Memory(kept) => kept,
             Source::Medium(wanted) => return Lookup::OnMedia { bytes: wanted.place.length },
         };
         drop(core);
-        match self.shared.live_value(group, &payload, key, located.version) {
+        let stored_bytes = kept.stored.len() as u32;
+        match self.shared.raw(group, kept) {
             Ok(value) => Lookup::Ready(value),
-            Err(_) => Lookup::OnMedia { bytes: payload.len() as u32 },
+            Err(_) => Lookup::OnMedia { bytes: stored_bytes },
         }
     }
 
     /// The value that the key has in the applied index at the time of the call.
     pub async fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Value>, ReadError> {
-        let (version, held) = {
+        let pinned = {
             let mut core = self.shared.core.borrow_mut();
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
-            let source = core.source(slot, key, located);
-            (located.version, Held::new(&self.shared, &mut core, source))
+            match core.value_source(slot, key, located) {
+                Source::Memory(kept) => {
+                    drop(core);
+                    return self.shared.raw(group, kept).map(Some);
+                }
+                Source::Medium(wanted) => Pinned::new(&self.shared, &mut core, wanted),
+            }
         };
-        let payload = match held {
-            Held::Memory(payload) => payload,
-            Held::Medium(pinned) => read_put(pinned, key).await?,
-        };
-        self.shared.live_value(group, &payload, key, version).map(Some)
+        // On the heap, so that the future of a get is small: most are answered before, and each is moved at least once.
+        let kept = Box::pin(read_value(pinned, key)).await?;
+        self.shared.raw(group, kept).map(Some)
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
-    /// rows, and rows until `bytes_max` bytes of payloads are reached, or of raw values (at least one row, if there is one).
-    /// Reads run concurrently, a bounded number at a time.
+    /// rows, and rows until `bytes_max` bytes of keys and raw values are reached (at least one row, if there is one). What
+    /// must be read counts as the payload it is in before. Reads run concurrently, a bounded number at a time.
     pub async fn scan(
         &self,
         group: GroupId,
@@ -230,28 +253,28 @@ impl<M: Media> Store<M> {
         let mut bytes = 0;
         loop {
             while pipeline.len() < READS_AT_ONCE
-                && let Some((key, version, source)) = image.next()
+                && let Some((key, source)) = image.next()
             {
                 pipeline.push(async move {
-                    let payload = match source {
-                        Held::Memory(payload) => payload,
-                        Held::Medium(pinned) => read_put(pinned, &key).await?,
+                    let kept = match source {
+                        Held::Memory(kept) => kept,
+                        Held::Medium(pinned) => read_value(pinned, &key).await?,
                     };
-                    Ok::<_, ReadError>((key, version, payload))
+                    Ok::<_, ReadError>((key, kept))
                 });
             }
             let Some(read) = pipeline.next().await else { return Ok(Scan { rows, more }) };
             if bytes >= bytes_max && !rows.is_empty() {
                 return Ok(Scan { rows, more: true });
             }
-            let (key, version, payload) = read?;
-            let value = self.shared.live_value(group, &payload, &key, version)?;
-            bytes += payload.len().max(value.value.len());
+            let (key, kept) = read?;
+            let value = self.shared.raw(group, kept)?;
+            bytes += key.len() + value.value.len();
             rows.push((key, value));
         }
     }
 
-    /// The keys of a scan, each with its version and where its payload is.
+    /// The keys of a scan, each with its value or where that is.
     fn scan_image(
         &self,
         group: GroupId,
@@ -284,12 +307,12 @@ impl<M: Media> Store<M> {
             if bytes >= bytes_max && !image.is_empty() {
                 return Ok((image, true));
             }
-            let source = core.source(slot, &key, located);
+            let source = core.value_source(slot, &key, located);
             bytes += match &source {
-                Source::Memory(payload) => payload.len(),
+                Source::Memory(kept) => key.len() + kept.raw_bytes(),
                 Source::Medium(wanted) => wanted.payload_bytes() as usize,
             };
-            image.push((key, located.version, Held::new(&self.shared, &mut core, source)));
+            image.push((key, Held::new(&self.shared, &mut core, source)));
         }
         Ok((image, more))
     }
@@ -385,19 +408,16 @@ fn entry_range(group: &Group, from: u64, count_max: usize) -> Option<std::ops::R
     Some(from..end)
 }
 
-/// Reads the payload of a live version, which puts the key.
-async fn read_put<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Bytes, ReadError> {
+async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Kept, ReadError> {
     let payload = read_verified(&pinned, Wanted::value_in).await?;
     let wanted = &pinned.wanted;
     // The record is the one that was asked for; that it says nothing of the key means that the index is wrong
     // about this device's content, as seen after a recovery. It is an error, never another key's value.
-    if !puts(&payload, key) {
-        return Err(wanted.damaged());
-    }
+    let kept = value_in(&payload, key, wanted.index).ok_or_else(|| wanted.damaged())?;
     let mut core = pinned.shared.core.borrow_mut();
     core.counters.cache_misses += 1;
-    core.cache.insert((wanted.slot, wanted.index), payload.clone());
-    Ok(payload)
+    core.cache.insert((wanted.slot, wanted.index), payload);
+    Ok(kept)
 }
 
 impl Wanted {
@@ -434,19 +454,8 @@ impl Wanted {
     }
 
     /// Kind and payload of an entry, put together from its records.
-    fn entry_in(&self, mut bytes: &[u8]) -> Option<(u8, Bytes)> {
-        let first = record::decode(bytes, self.stamp)?;
-        let mut payload = Vec::with_capacity(bytes.len());
-        for left in (0..=first.header.parts_left).rev() {
-            let record = record::decode(bytes, self.stamp)?;
-            let header = &record.header;
-            if header.kind != RecordKind::Entry || header.parts_left != left || !self.is(header) {
-                return None;
-            }
-            payload.extend_from_slice(record.payload);
-            bytes = bytes.get(header.record_bytes() as usize..)?;
-        }
-        bytes.is_empty().then(|| (first.header.entry_kind, payload.into()))
+    fn entry_in(&self, bytes: &[u8]) -> Option<(u8, Bytes)> {
+        record::decode_entry(bytes, self.stamp, |header| self.is(header))
     }
 }
 

@@ -15,8 +15,11 @@
 //! Invariant: a reader never trusts a place. It checks checksum, group, incarnation, index and term of what it got
 //! (rule 10): a place that went stale yields an error, not another key's value.
 
+use bytes::Bytes;
+
 use crate::cursor::Cursor;
 use crate::entry::{ENTRY_OPS, GroupId};
+use crate::hint::{About, Hint};
 use crate::index::Place;
 use crate::op::{self, Op};
 use crate::segment::Stamp;
@@ -98,6 +101,14 @@ pub(crate) fn encode(header: &RecordHeader, payload: &[u8], stamp: Stamp, out: &
     crc
 }
 
+/// What a record, or a run of them, takes in a segment, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) bytes: u32,
+    /// Of its hints in the footer, at most.
+    pub(crate) hint_bytes: u32,
+}
+
 /// A record found in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record<'a> {
@@ -143,11 +154,56 @@ pub(crate) fn parts(payload: &[u8], place: Place) -> impl Iterator<Item = (Op<'_
     })
 }
 
-/// How many records an entry of this payload is written as, and their bytes in total, headers included.
-pub(crate) fn entry_shape(kind: u8, payload: &[u8]) -> (u32, u32) {
-    let ops = if kind == ENTRY_OPS { op::decode(payload).count() } else { 1 };
+/// The hints of an entry or another record of which `header` is the (first) record's, were it written as one.
+pub(crate) fn hints<'a>(
+    header: &RecordHeader,
+    payload: &'a [u8],
+    parts: u32,
+) -> impl Iterator<Item = Hint<'a>> {
+    let single = (parts == 1).then(|| Hint::of(&Record { header: *header, payload, crc: 0 }));
+    let header = *header;
+    let place = Place { chunk: 0, offset: 0, length: header.record_bytes() };
+    let several = (parts > 1).then(|| {
+        self::parts(payload, place).zip((0..parts).rev()).map(move |((op, place), left)| Hint {
+            header: RecordHeader {
+                payload_bytes: place.length - HEADER_BYTES as u32,
+                parts_left: left as u16,
+                ..header
+            },
+            about: About::of_op(&op),
+            payload: None,
+        })
+    });
+    single.into_iter().chain(several.into_iter().flatten())
+}
+
+/// How many records an entry of this header and payload is written as, and what they take in total.
+pub(crate) fn entry_shape(header: &RecordHeader, payload: &[u8]) -> (u32, Extent) {
+    let ops = if header.entry_kind == ENTRY_OPS { op::decode(payload).count() } else { 1 };
     let records = ops.max(1) as u32;
-    (records, records * HEADER_BYTES as u32 + payload.len() as u32)
+    let bytes = records * HEADER_BYTES as u32 + payload.len() as u32;
+    let hint_bytes = hints(header, payload, records).map(|hint| hint.bytes_max()).sum();
+    (records, Extent { bytes, hint_bytes })
+}
+
+/// Kind and payload of the entry whose records `bytes` are, if they are whole and `is` says of each that it is the right one.
+pub(crate) fn decode_entry(
+    mut bytes: &[u8],
+    stamp: Stamp,
+    is: impl Fn(&RecordHeader) -> bool,
+) -> Option<(u8, Bytes)> {
+    let first = decode(bytes, stamp)?;
+    let mut payload = Vec::with_capacity(bytes.len());
+    for left in (0..=first.header.parts_left).rev() {
+        let record = decode(bytes, stamp)?;
+        let header = &record.header;
+        if header.kind != RecordKind::Entry || header.parts_left != left || !is(header) {
+            return None;
+        }
+        payload.extend_from_slice(record.payload);
+        bytes = bytes.get(header.record_bytes() as usize..)?;
+    }
+    bytes.is_empty().then(|| (first.header.entry_kind, payload.into()))
 }
 
 #[cfg(test)]

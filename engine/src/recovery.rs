@@ -1,7 +1,7 @@
 //! Recovery: from whatever is on the slice to a store that may go on.
 //!
 //! ```text
-//! flush the device | newest anchor | find segments | frames -> flushes -> replay | next anchor
+//! flush the device | newest anchor | find segments | footers, or frames -> flushes -> replay | next anchor
 //! ```
 //!
 //! Invariants:
@@ -11,6 +11,8 @@
 //! - The next anchor is durable before anything is written to the log, so that what was dropped stays void.
 //! - No chunk is open when the store goes on, whatever a crash left open: no segment is continued, and a device limits
 //!   how many chunks are open.
+//! - A footer is believed of flushes that were durable before it may have been: of the highest flush of the newest epoch
+//!   every frame is read. What only a footer knew, and is needed, is read and verified; if that fails, all is scanned.
 //! - What is missing below the highest flush is damage (rule 6): every group whose state was not written since that
 //!   damage became known is suspect.
 //!
@@ -21,21 +23,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use terrane_ocssd::{ChunkId, ChunkState, Media};
+use terrane_ocssd::{AlignedBuf, ChunkId, ChunkInfo, ChunkState, Media, MediaError};
 
 use crate::anchor::{self, Anchor, AnchorLog, EpochEnd, Found};
 use crate::core::Core;
-use crate::entry::{ENTRY_OPS, GroupId, HardState, Lsn, VOTE_SPENT};
+use crate::entry::{Entry, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::OpenError;
+use crate::footer::FrameHints;
 use crate::frame::{self, FrameHeader};
 use crate::frame_set::FrameSet;
+use crate::hint::Hint;
 use crate::lineage::TermRun;
 use crate::log::{Log, Segment};
-use crate::op;
 use crate::options::{Options, OptionsError};
-use crate::record::RecordKind;
-use crate::replay::Replay;
-use crate::scan::{self, FoundChunks, FoundSegment, Met, MetFrame};
+use crate::pipeline::Pipeline;
+use crate::record::{self, Record};
+use crate::replay::{Replay, Replayed, Waiting};
+use crate::scan::{self, FoundChunks, FoundSegment, LookedUp, Met, MetFrame};
 use crate::segment::{Generation, Stamp};
 use crate::slice::{ANCHOR_CHUNKS, LOG_CHUNK_FIRST, Layout, SliceId};
 use crate::stream::Stream;
@@ -58,6 +62,8 @@ pub struct Recovery {
     pub frames: u64,
     /// Bytes read.
     pub bytes_scanned: u64,
+    /// Segments of which only the footer was read, in number.
+    pub hinted_segments: u64,
     /// Entry records that were found, in number, superseded ones included.
     pub entries: u64,
 }
@@ -133,13 +139,7 @@ pub(crate) async fn recover<M: Media>(
     }
     media.flush().await?;
     let report = media.report().await?;
-    let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());
-    for chunk in ANCHOR_CHUNKS {
-        let info = &report[chunk.0 as usize];
-        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
-        anchors.push(anchor::read(media, layout, chunk, readable).await?);
-    }
-    let newest = newest_anchor(anchors, slice)?;
+    let newest = newest_anchor(read_anchors(media, layout, &report).await?, slice)?;
     let epoch = newest.epoch.checked_add(1).ok_or(OpenError::EpochsExhausted)?;
     // Nothing goes on with what an earlier start left open, and the device may have few chunks open at once. The chunk
     // of the next anchor is reset anyway.
@@ -149,29 +149,10 @@ pub(crate) async fn recover<M: Media>(
         }
     }
 
-    let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
-    let found = scan::find_segments(media, layout, slice, &report, counts).await?;
-    let FoundChunks { mut segments, lost, bytes_read: probed_bytes } = found;
-    let freed: BTreeSet<Generation> = newest.freed.iter().copied().collect();
-    let freed: Vec<FoundSegment> =
-        segments.extract_if(.., |segment| freed.contains(&segment.generation)).collect();
-    if let Some(last) = segments.last()
-        && last.generation.epoch() > newest.epoch
-    {
-        return Err(OpenError::AnchorLost { anchor: newest.epoch, log: last.generation.epoch() });
-    }
-    let segments: Vec<_> =
-        segments.into_iter().filter(|segment| counts(segment.generation.epoch())).collect();
-    let mut assembly = Assembly::new(layout, &newest);
-    let scanned_bytes =
-        scan::scan_segments(media, layout, slice, &segments, |met| assembly.meet(met)).await?;
-    let mut assembled = assembly.finish();
-    // Whatever such a chunk held is missing, and it may have been the end of the log.
-    assembled.damage.extend(lost.iter().map(|&(chunk, offset)| Damage {
-        chunk: ChunkId(chunk),
-        sector: layout.sector_of(offset),
-        what: DamageKind::Sector,
-    }));
+    let found = find_log(media, layout, slice, &report, &newest).await?;
+    let read = read_log(media, layout, slice, &newest, &found, true, |_| ()).await?;
+    let ReadLog { mut assembled, groups: replayed, hinted: hinted_segments, bytes_read } = read;
+    let FoundLog { segments, freed, void: _, lost, bytes_read: probed_bytes } = found;
     // What could not be read now may be readable at a later start, or by other means: it is not overwritten.
     let of_damaged_epoch = |segment: &&FoundSegment| {
         assembled.met.get(&segment.generation.epoch()).is_some_and(|met| met.damaged)
@@ -179,15 +160,7 @@ pub(crate) async fn recover<M: Media>(
     let damaged_segments = segments.iter().filter(of_damaged_epoch).map(|segment| segment.chunk);
     let kept: BTreeSet<u32> = lost.iter().map(|(chunk, _)| *chunk).chain(damaged_segments).collect();
 
-    let found = damage_checksum(&assembled.damage);
-    let (damage, damage_known_since) = match found {
-        // A group that is suspect because of damage that is gone by now stays so.
-        0 => (newest.damage, newest.damage_known_since),
-        known if known == newest.damage => (known, newest.damage_known_since),
-        // Before the first start nothing was written, so nothing of it can be lost.
-        new if newest.epoch == 0 => (new, 0),
-        new => (new, epoch),
-    };
+    let (damage, damage_known_since) = known_damage(&newest, &assembled.damage, epoch);
     let next = Anchor {
         slice,
         sequence: newest.sequence + 1,
@@ -217,7 +190,8 @@ pub(crate) async fn recover<M: Media>(
         let stamp = Stamp::new(slice, segment.generation);
         let stream = Stream::from_number(segment.stream);
         let mut found = Segment::found(stamp, stream, segment.born, used.end);
-        (found.frames, found.first_lsn, found.deletes) = (used.frames, used.first_lsn, used.deletes);
+        (found.frames, found.first_lsn) = (used.frames, used.first_lsn);
+        (found.deletes, found.hint_bytes) = (used.deletes, used.hint_bytes);
         // Between its frames is something that could not be read: it is not erased.
         found.unreadable = layout.unit_bytes + used.bytes != used.end;
         held[segment.chunk as usize] = Some(found);
@@ -234,10 +208,11 @@ pub(crate) async fn recover<M: Media>(
         damage: assembled.damage,
         dropped_flushes: assembled.dropped_flushes,
         frames: assembled.frames,
-        bytes_scanned: probed_bytes + scanned_bytes,
-        entries: assembled.replay.entries,
+        bytes_scanned: probed_bytes + bytes_read,
+        hinted_segments,
+        entries: assembled.entries,
     };
-    let states = restore_groups(&mut core, &mut recovery, assembled.replay);
+    let states = restore_groups(&mut core, &mut recovery, replayed);
     for (chunk, used) in &assembled.used {
         for slot in used.groups.iter().filter_map(|group| core.slot(*group)).collect::<Vec<_>>() {
             core.log.segment_mut(*chunk).slots.insert(slot);
@@ -266,7 +241,118 @@ pub(crate) async fn recover<M: Media>(
     Ok((core, recovery))
 }
 
-fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenError> {
+/// Both anchor chunks, in their order.
+pub(crate) async fn read_anchors<M: Media>(
+    media: &M,
+    layout: &Layout,
+    report: &[ChunkInfo],
+) -> Result<Vec<Found>, MediaError> {
+    let mut anchors = Vec::with_capacity(ANCHOR_CHUNKS.len());
+    for chunk in ANCHOR_CHUNKS {
+        let info = &report[chunk.0 as usize];
+        let readable = anchor::readable_bytes(layout, info.state, info.write_pointer);
+        anchors.push(anchor::read(media, layout, chunk, readable).await?);
+    }
+    Ok(anchors)
+}
+
+/// The chunks with log, told apart by what the anchor says of them. Each list is by generation.
+pub(crate) struct FoundLog {
+    /// Segments whose frames may count.
+    pub(crate) segments: Vec<FoundSegment>,
+    /// Freed, and not yet written again.
+    pub(crate) freed: Vec<FoundSegment>,
+    /// Of epochs of which nothing is left that counts.
+    pub(crate) void: Vec<FoundSegment>,
+    /// See [`FoundChunks::lost`].
+    pub(crate) lost: Vec<(u32, u32)>,
+    pub(crate) bytes_read: u64,
+}
+
+/// Finds the segments, by their headers. Reads only.
+pub(crate) async fn find_log<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    report: &[ChunkInfo],
+    newest: &Anchor,
+) -> Result<FoundLog, OpenError> {
+    let counts = |of: u32| of >= newest.epoch || newest.end_of(of).is_some();
+    let found = scan::find_segments(media, layout, slice, report, counts).await?;
+    let FoundChunks { mut segments, lost, bytes_read } = found;
+    let freed: BTreeSet<Generation> = newest.freed.iter().copied().collect();
+    let freed = segments.extract_if(.., |segment| freed.contains(&segment.generation)).collect();
+    if let Some(last) = segments.last()
+        && last.generation.epoch() > newest.epoch
+    {
+        return Err(OpenError::AnchorLost { anchor: newest.epoch, log: last.generation.epoch() });
+    }
+    let (segments, void) = segments.into_iter().partition(|segment| counts(segment.generation.epoch()));
+    Ok(FoundLog { segments, freed, void, lost, bytes_read })
+}
+
+/// The log, put together.
+pub(crate) struct ReadLog {
+    pub(crate) assembled: Assembled,
+    pub(crate) groups: Vec<Replayed>,
+    /// Segments that were known by their footers.
+    pub(crate) hinted: u64,
+    pub(crate) bytes_read: u64,
+}
+
+/// Reads the segments that may count, by their footers if `footers` and where they have any, and puts together what counts.
+/// `observe` sees all that is met before. Reads only.
+pub(crate) async fn read_log<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    newest: &Anchor,
+    found: &FoundLog,
+    mut footers: bool,
+    mut observe: impl FnMut(&Met<'_>),
+) -> Result<ReadLog, MediaError> {
+    let mut bytes_read = 0;
+    let (mut assembled, groups, hinted) = loop {
+        let mut assembly = Assembly::new(layout, slice, newest);
+        let meet = |met: Met<'_>| {
+            observe(&met);
+            assembly.meet(met);
+        };
+        let read = scan::read_segments(media, layout, slice, &found.segments, footers, meet).await?;
+        bytes_read += read.bytes_read;
+        if !read.nonsense && assembly.verify_held(media).await? {
+            let Finished { mut out, replay } = assembly.finish();
+            out.entries = replay.entries;
+            let mut replayed = replay.finish();
+            if read_waiting(media, layout, slice, &found.segments, &mut replayed).await? {
+                break (out, replayed, read.hinted);
+            }
+        }
+        tracing::warn!("footers do not serve: all segments are scanned");
+        footers = false;
+    };
+    // Whatever such a chunk held is missing, and it may have been the end of the log.
+    assembled.damage.extend(found.lost.iter().map(|&(chunk, offset)| Damage {
+        chunk: ChunkId(chunk),
+        sector: layout.sector_of(offset),
+        what: DamageKind::Sector,
+    }));
+    Ok(ReadLog { assembled, groups, hinted, bytes_read })
+}
+
+/// What the anchor of a start of this epoch, which finds this damage, says of it: which it is, and since when it is known.
+pub(crate) fn known_damage(newest: &Anchor, damage: &[Damage], epoch: u32) -> (u32, u32) {
+    match damage_checksum(damage) {
+        // A group that is suspect because of damage that is gone by now stays so.
+        0 => (newest.damage, newest.damage_known_since),
+        known if known == newest.damage => (known, newest.damage_known_since),
+        // Before the first start nothing was written, so nothing of it can be lost.
+        new if newest.epoch == 0 => (new, 0),
+        new => (new, epoch),
+    }
+}
+
+pub(crate) fn newest_anchor(anchors: Vec<Found>, slice: SliceId) -> Result<Anchor, OpenError> {
     let blank = anchors.iter().all(|found| *found == Found::Blank);
     let mut newest: Option<Anchor> = None;
     let mut foreign = None;
@@ -315,24 +401,28 @@ fn damage_checksum(damage: &[Damage]) -> u32 {
     crc32c::crc32c(&bytes).max(1)
 }
 
+/// Whether a group's newest state knows nothing of the damage: then the group is suspect, at this start and at each one until
+/// a state is written. One that was written since the damage became known says itself whether it is.
+pub(crate) fn is_outdated(state_epoch: u32, damage_known_since: u32) -> bool {
+    state_epoch < damage_known_since
+}
+
 /// Puts the replayed groups into the core and says what they are. Returns the chunks that hold their newest states.
-fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> BTreeSet<u32> {
+fn restore_groups(core: &mut Core, recovery: &mut Recovery, groups: Vec<Replayed>) -> BTreeSet<u32> {
     let mut states = BTreeSet::new();
     let damage_known_since = core.anchor.anchor.damage_known_since;
-    for replayed in replay.finish() {
+    for replayed in groups {
         states.insert(replayed.state_chunk);
         let mut group = replayed.group;
-        // A state written since the damage became known says itself whether the group is suspect. An older one knows
-        // nothing of it, so the group is, at this start and at each one until a state is written.
-        let state_outdated = replayed.state_epoch < damage_known_since;
-        if state_outdated {
+        if is_outdated(replayed.state_epoch, damage_known_since) {
             group.suspect = true;
             group.hard_state.term = group.hard_state.term.max(core.term_max);
             group.hard_state.vote = VOTE_SPENT;
         }
         let mut tail = Vec::with_capacity(replayed.waiting.len());
-        for (entry, place) in &replayed.waiting {
-            let bytes = group.push_payload(entry, *place);
+        for Waiting { term, kind, place, payload, .. } in replayed.waiting {
+            let payload = payload.expect("what was not read yet was read since");
+            let bytes = group.push_payload(&Entry { term, kind, payload }, place);
             tail.push((group.last_index, bytes));
         }
         recovery.groups.push(RecoveredGroup {
@@ -360,6 +450,57 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> B
     states
 }
 
+/// Entries that are read at once.
+const READS_AT_ONCE: usize = 16;
+
+/// Reads the payloads of entries that only footers know. False if one of them is not there.
+async fn read_waiting<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    segments: &[FoundSegment],
+    groups: &mut [Replayed],
+) -> Result<bool, MediaError> {
+    let stamps: BTreeMap<u32, Stamp> =
+        segments.iter().map(|segment| (segment.chunk, Stamp::new(slice, segment.generation))).collect();
+    let mut unread = groups.iter_mut().flat_map(|Replayed { group, waiting, .. }| {
+        let (id, incarnation) = (group.id, group.incarnation);
+        waiting.iter_mut().filter(|entry| entry.payload.is_none()).map(move |entry| (id, incarnation, entry))
+    });
+    let mut pipeline = Pipeline::new();
+    loop {
+        while pipeline.len() < READS_AT_ONCE
+            && let Some((group, incarnation, entry)) = unread.next()
+        {
+            let stamp = stamps[&entry.place.chunk];
+            pipeline.push(async move {
+                let (index, term) = (entry.index, entry.term);
+                let is = |header: &record::RecordHeader| {
+                    (header.group, header.incarnation, header.index, header.term)
+                        == (group, incarnation, index, term)
+                };
+                let first = layout.sector_of(entry.place.offset);
+                let end = (entry.place.offset + entry.place.length).div_ceil(layout.sector_bytes);
+                let buf = AlignedBuf::zeroed(((end - first) * layout.sector_bytes) as usize);
+                let (result, buf) = media.read(ChunkId(entry.place.chunk), first, buf).await;
+                match result {
+                    Ok(()) => {}
+                    Err(error) if error.is_bad_content() => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+                let at = (entry.place.offset - first * layout.sector_bytes) as usize;
+                let found = record::decode_entry(&buf[at..at + entry.place.length as usize], stamp, is);
+                entry.payload = found.filter(|(kind, _)| *kind == entry.kind).map(|(_, payload)| payload);
+                Ok::<_, MediaError>(entry.payload.is_some())
+            });
+        }
+        let Some(read) = pipeline.next().await else { return Ok(true) };
+        if !read? {
+            return Ok(false);
+        }
+    }
+}
+
 /// Puts frames together to flushes, flushes to epochs, and hands what counts to replay.
 ///
 /// Streams fill several segments side by side, so frames are not met in the order in which they were written. It does
@@ -367,8 +508,10 @@ fn restore_groups(core: &mut Core, recovery: &mut Recovery, replay: Replay) -> B
 /// those of the highest one are held back until all was met.
 struct Assembly<'a> {
     layout: &'a Layout,
+    slice: SliceId,
     anchor: &'a Anchor,
     newest: NewestEpoch,
+    replay: Replay,
     out: Assembled,
 }
 
@@ -389,9 +532,23 @@ struct NewestEpoch {
 struct HeldFrame {
     segment: FoundSegment,
     header: FrameHeader,
-    stamp: Stamp,
     offset: u32,
-    body: Vec<u8>,
+    content: HeldContent,
+}
+
+/// What becomes of a frame that was met.
+enum Fate {
+    Counts,
+    /// It counts if its flush turns out to be whole.
+    Held,
+    Void,
+}
+
+enum HeldContent {
+    /// The records' bytes.
+    Records(Vec<u8>),
+    /// What a footer says of it.
+    Hints(FrameHints),
 }
 
 /// What was met of an epoch.
@@ -402,14 +559,21 @@ struct EpochMet {
     damaged: bool,
 }
 
-struct Assembled {
+/// All that counts.
+struct Finished {
+    out: Assembled,
     replay: Replay,
-    damage: Vec<Damage>,
-    frames: u64,
-    dropped_flushes: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Assembled {
+    pub(crate) entries: u64,
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) frames: u64,
+    pub(crate) dropped_flushes: u64,
     term_max: u64,
     /// By chunk: what counts of the segment on it.
-    used: BTreeMap<u32, UsedSegment>,
+    pub(crate) used: BTreeMap<u32, UsedSegment>,
     met: BTreeMap<u32, EpochMet>,
     /// What the next anchor says of the epochs before it.
     ends: Vec<EpochEnd>,
@@ -417,38 +581,49 @@ struct Assembled {
 
 /// A segment of which something counts.
 #[derive(Default)]
-struct UsedSegment {
-    frames: FrameSet,
+pub(crate) struct UsedSegment {
+    pub(crate) frames: FrameSet,
     /// Bytes from the start of the chunk to the end of the last frame that counts.
-    end: u32,
+    pub(crate) end: u32,
     /// Bytes of these frames.
     bytes: u32,
     first_lsn: Option<Lsn>,
     /// Bytes of deletes.
     deletes: u64,
+    /// Bytes that the hints of its records may take.
+    hint_bytes: u64,
     groups: BTreeSet<GroupId>,
 }
 
 impl<'a> Assembly<'a> {
-    fn new(layout: &'a Layout, anchor: &'a Anchor) -> Self {
-        let out = Assembled {
-            replay: Replay::default(),
-            damage: Vec::new(),
-            frames: 0,
-            dropped_flushes: 0,
-            term_max: anchor.term_max,
-            used: BTreeMap::new(),
-            met: BTreeMap::new(),
-            ends: Vec::new(),
-        };
-        Self { layout, anchor, newest: NewestEpoch::default(), out }
+    fn new(layout: &'a Layout, slice: SliceId, anchor: &'a Anchor) -> Self {
+        let out = Assembled { term_max: anchor.term_max, ..Assembled::default() };
+        Self { layout, slice, anchor, newest: NewestEpoch::default(), replay: Replay::default(), out }
     }
 
     fn meet(&mut self, met: Met<'_>) {
         match met {
-            Met::Frame(frame) => self.frame(&frame),
+            Met::Frame(MetFrame { segment, offset, header, body, records, .. }) => {
+                match self.fate(&segment, &header) {
+                    Fate::Counts => self.count(&segment, offset, &header, &hints_of(records)),
+                    Fate::Held => {
+                        let content = HeldContent::Records(body.to_vec());
+                        self.newest.held.push(HeldFrame { segment, header, offset, content });
+                    }
+                    Fate::Void => {}
+                }
+            }
+            Met::Hinted { segment, frame } => match self.fate(&segment, &frame.header) {
+                Fate::Counts => self.count_hinted(&segment, &frame),
+                Fate::Held => {
+                    let FrameHints { header, offset, .. } = frame;
+                    let content = HeldContent::Hints(frame);
+                    self.newest.held.push(HeldFrame { segment, header, offset, content });
+                }
+                Fate::Void => {}
+            },
             // It stands for a frame that is never met. One flush is in flight at a time, so all before it were durable.
-            Met::Torn { segment, header } => {
+            Met::Torn { segment, offset: _, header } => {
                 self.out.term_max = self.out.term_max.max(header.term_max);
                 if segment.generation.epoch() == self.anchor.epoch && self.is_highest(&header) {
                     self.newest.torn = true;
@@ -470,35 +645,44 @@ impl<'a> Assembly<'a> {
             let (highest, frames) = (header.flush, header.frames);
             let next = NewestEpoch { highest, first_number, frames, held: Vec::new(), torn: false };
             let lower = std::mem::replace(&mut self.newest, next);
+            // Of a lower flush what a footer says is true.
             self.count_held(lower.held);
         }
         header.flush == self.newest.highest
     }
 
-    fn frame(&mut self, frame: &MetFrame<'_>) {
-        let header = &frame.header;
+    fn fate(&mut self, segment: &FoundSegment, header: &FrameHeader) -> Fate {
         self.out.term_max = self.out.term_max.max(header.term_max);
-        let epoch = frame.segment.generation.epoch();
+        let epoch = segment.generation.epoch();
         if epoch != self.anchor.epoch {
             let limit = self.anchor.end_of(epoch).map_or(0, |end| end.last_flush);
-            if header.flush <= limit {
-                self.count(frame);
-            }
+            if header.flush <= limit { Fate::Counts } else { Fate::Void }
         } else if self.is_highest(header) {
-            self.newest.held.push(HeldFrame {
-                segment: frame.segment,
-                header: frame.header,
-                stamp: frame.stamp,
-                offset: frame.offset,
-                body: frame.body.to_vec(),
-            });
+            Fate::Held
         } else {
-            self.count(frame);
+            Fate::Counts
         }
     }
 
-    /// All was met.
-    fn finish(mut self) -> Assembled {
+    /// All was met: reads what is known of the highest flush from footers alone. They were written with that very flush, and
+    /// may be durable where its frames are not. False if the device does not give one of these back: a scan says what that means.
+    async fn verify_held<M: Media>(&mut self, media: &M) -> Result<bool, MediaError> {
+        for held in &mut self.newest.held {
+            let HeldContent::Hints(frame) = &held.content else { continue };
+            let stamp = Stamp::new(self.slice, held.segment.generation);
+            match scan::look_up(media, self.layout, stamp, held.segment.chunk, frame).await? {
+                LookedUp::Whole(header, body) => {
+                    (held.header, held.content) = (header, HeldContent::Records(body));
+                }
+                LookedUp::Broken => self.newest.torn = true,
+                LookedUp::Unreadable => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// All was met and verified.
+    fn finish(mut self) -> Finished {
         let newest = std::mem::take(&mut self.newest);
         let whole = newest.held.len() == usize::from(newest.frames) && !newest.torn;
         // The last flush that counts, and the last frame that must have been written.
@@ -527,52 +711,63 @@ impl<'a> Assembly<'a> {
                 self.out.ends.push(end);
             }
         }
-        self.out
+        Finished { out: self.out, replay: self.replay }
     }
 
     fn count_held(&mut self, held: Vec<HeldFrame>) {
-        for frame in held {
-            let records = frame::decode_body(&frame.header, frame.stamp, &frame.body).unwrap_or_default();
-            let HeldFrame { segment, header, stamp, offset, ref body } = frame;
-            self.count(&MetFrame { segment, offset, header, stamp, body, records: &records });
+        for HeldFrame { segment, header, offset, content } in held {
+            match content {
+                HeldContent::Records(body) => {
+                    let stamp = Stamp::new(self.slice, segment.generation);
+                    let records = frame::decode_body(&header, stamp, &body).unwrap_or_default();
+                    self.count(&segment, offset, &header, &hints_of(&records));
+                }
+                HeldContent::Hints(frame) => self.count_hinted(&segment, &frame),
+            }
         }
     }
 
-    /// The frame counts.
-    fn count(&mut self, frame: &MetFrame<'_>) {
-        let chunk = frame.segment.chunk;
-        let epoch = frame.segment.generation.epoch();
+    fn count_hinted(&mut self, segment: &FoundSegment, frame: &FrameHints) {
+        let hints: Vec<_> = frame.hints().collect();
+        self.count(segment, frame.offset, &frame.header, &hints);
+    }
+
+    /// The frame, which stands at `frame_offset`, counts.
+    fn count(&mut self, segment: &FoundSegment, frame_offset: u32, header: &FrameHeader, hints: &[Hint<'_>]) {
+        let chunk = segment.chunk;
+        let epoch = segment.generation.epoch();
         self.out.frames += 1;
-        self.out.met.entry(epoch).or_default().frames.insert(frame.header.number);
+        self.out.met.entry(epoch).or_default().frames.insert(header.number);
         let used = self.out.used.entry(chunk).or_default();
-        used.first_lsn.get_or_insert(Lsn { epoch, counter: frame.header.lsn_first });
-        for (_, record) in frame.records {
-            used.groups.insert(record.header.group);
-            let deletes = match record.header.kind {
-                RecordKind::Entry => record.header.entry_kind == ENTRY_OPS && op::is_delete(record.payload),
-                RecordKind::Tombstone => true,
-                RecordKind::Settled | RecordKind::State => false,
-            };
-            used.deletes += if deletes { u64::from(record.header.record_bytes()) } else { 0 };
+        used.first_lsn.get_or_insert(Lsn { epoch, counter: header.lsn_first });
+        for hint in hints {
+            used.groups.insert(hint.header.group);
+            used.deletes += if hint.deletes() { u64::from(hint.header.record_bytes()) } else { 0 };
+            used.hint_bytes += u64::from(hint.bytes_max().min(self.layout.hint_bytes_limit()));
         }
-        used.frames.insert(frame.header.number);
-        let frame_bytes = self.layout.frame_bytes(frame.header.body_bytes);
+        used.frames.insert(header.number);
+        let frame_bytes = self.layout.frame_bytes(header.body_bytes);
         used.bytes += frame_bytes;
-        used.end = used.end.max(frame.offset + frame_bytes);
-        let mut rest = frame.records;
-        while let Some(((at, first), _)) = rest.split_first() {
+        used.end = used.end.max(frame_offset + frame_bytes);
+        let mut rest = hints;
+        let mut lsn = Lsn { epoch, counter: header.lsn_first };
+        let mut offset = frame_offset + frame::HEADER_BYTES as u32;
+        while let Some(first) = rest.first() {
             // An entry of several ops is a run of records.
             let parts = (usize::from(first.header.parts_left) + 1).min(rest.len());
             let (run, behind) = rest.split_at(parts);
             rest = behind;
-            let position = frame.header.records as usize - rest.len() - run.len();
-            let lsn = Lsn { epoch, counter: frame.header.lsn_first + position as u64 };
-            let offset = frame.offset + frame::HEADER_BYTES as u32 + at;
-            if self.out.replay.record(lsn, run, chunk, offset).is_err() {
+            if self.replay.record(lsn, run, chunk, offset).is_err() {
                 let sector = self.layout.sector_of(offset);
                 self.out.damage.push(Damage { chunk: ChunkId(chunk), sector, what: DamageKind::Record });
                 self.out.met.entry(epoch).or_default().damaged = true;
             }
+            lsn.counter += run.len() as u64;
+            offset += run.iter().map(|hint| hint.header.record_bytes()).sum::<u32>();
         }
     }
+}
+
+fn hints_of<'a>(records: &[(u32, Record<'a>)]) -> Vec<Hint<'a>> {
+    records.iter().map(|(_, record)| Hint::of(record)).collect()
 }

@@ -4,8 +4,8 @@
 //! - The newest state record of a group, by LSN, is the truth about it. Only records of the incarnation that it names
 //!   count (rule 3), and an entry only if the lineage gives its index that term (rule 2). What is moved by cleaning is
 //!   known to be committed and needs no lineage.
-//! - Of the records of a key the one with the higher index wins, of equal ones the later LSN (rule 1): a put that was
-//!   moved, or stands twice, counts at its latest place. Deletes are remembered until all records were met (rule 4).
+//! - Of the records of a key the one with the higher index wins, of equal ones the one that is met last (rule 1): a put that
+//!   was moved, or stands twice, says the same at all of its places. Deletes are remembered until all records were met (rule 4).
 //! - Only entries up to the recorded commit are applied. What is above the commit waits for Raft (rule 9).
 //! - From its first index on the recovered log has no holes: it ends before the first index whose entry is missing. What is
 //!   known to be committed but lies behind a hole is not applied.
@@ -14,12 +14,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::entry::{ENTRY_OPS, Entry, GroupId, HardState, Lsn};
+use crate::entry::{ENTRY_OPS, GroupId, HardState, Lsn};
 use crate::group::Group;
+use crate::hint::{About, Hint};
 use crate::index::{IndexMerge, Located, Place};
 use crate::lineage;
-use crate::op::{self, Op};
-use crate::record::{self, Record, RecordKind};
+use crate::record::RecordKind;
 use crate::state_record::StateRecord;
 
 /// A record that counts but cannot be understood.
@@ -69,32 +69,72 @@ struct Found {
 #[derive(Debug)]
 struct Candidate {
     found: Found,
-    payload: Bytes,
+    ops: Vec<HeldOp>,
+    /// The payload, if the records themselves were read.
+    payload: Option<Bytes>,
+}
+
+/// What one record says of a key.
+#[derive(Debug, Clone, Copy)]
+struct KeyOp<'a> {
+    key: &'a [u8],
+    deletes: bool,
+    /// Bytes of the record.
+    length: u32,
+}
+
+#[derive(Debug)]
+struct HeldOp {
+    key: Box<[u8]>,
+    deletes: bool,
+    length: u32,
+}
+
+impl<'a> KeyOp<'a> {
+    fn of(hint: &Hint<'a>) -> Option<Self> {
+        let (key, deletes) = match hint.about {
+            About::Put { key, .. } => (key, false),
+            About::Delete { key } => (key, true),
+            About::Bare | About::State(_) | About::Nonsense => return None,
+        };
+        Some(Self { key, deletes, length: hint.header.record_bytes() })
+    }
+}
+
+/// An entry that waits for Raft.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) kind: u8,
+    pub(crate) place: Place,
+    /// `None`: it must be read.
+    pub(crate) payload: Option<Bytes>,
 }
 
 /// A group as replay leaves it.
 pub(crate) struct Replayed {
     pub(crate) group: Group,
-    /// Entries that follow the applied ones, with their places.
-    pub(crate) waiting: Vec<(Entry, Place)>,
+    /// Entries that follow the applied ones.
+    pub(crate) waiting: Vec<Waiting>,
     /// Epoch of the newest state record, and the chunk that holds it.
     pub(crate) state_epoch: u32,
     pub(crate) state_chunk: u32,
 }
 
 impl Replay {
-    /// The next record of a group, or the run of records that make up an entry of several ops. They stand one after the
-    /// other from `offset` of `chunk` on; `lsn` is that of the first.
+    /// The hint of the next record of a group, or those of the run of records that make up an entry of several ops. They
+    /// stand one after the other from `offset` of `chunk` on; `lsn` is that of the first.
     pub(crate) fn record(
         &mut self,
         lsn: Lsn,
-        run: &[(u32, Record<'_>)],
+        run: &[Hint<'_>],
         chunk: u32,
         offset: u32,
     ) -> Result<(), Unreadable> {
-        let first = &run[0].1;
+        let first = &run[0];
         let group = self.groups.entry(first.header.group).or_default();
-        let same_entry = |left: usize, record: &Record<'_>| {
+        let same_entry = |left: usize, record: &Hint<'_>| {
             let (header, head) = (&record.header, &first.header);
             usize::from(header.parts_left) == left
                 && (
@@ -106,10 +146,10 @@ impl Replay {
                     header.term,
                 ) == (head.kind, head.entry_kind, head.incarnation, head.group, head.index, head.term)
         };
-        if !run.iter().rev().enumerate().all(|(left, (_, record))| same_entry(left, record)) {
+        if !run.iter().rev().enumerate().all(|(left, record)| same_entry(left, record)) {
             return Err(Unreadable);
         }
-        let length = run.iter().map(|(_, record)| record.header.record_bytes()).sum();
+        let length = run.iter().map(|record| record.header.record_bytes()).sum();
         let place = Place { chunk, offset, length };
         match first.header.kind {
             RecordKind::State if run.len() == 1 => group.state(lsn, first, chunk),
@@ -122,18 +162,12 @@ impl Replay {
                     kind: first.header.entry_kind,
                     place,
                 };
-                match run {
-                    [(_, only)] => group.candidate(first.header.index, found, only.payload),
-                    parts => {
-                        let payloads: Vec<_> = parts.iter().map(|(_, part)| part.payload).collect();
-                        group.candidate(first.header.index, found, &payloads.concat())
-                    }
-                }
+                group.candidate(first.header.index, found, run)
             }
             RecordKind::Settled | RecordKind::Tombstone if run.len() == 1 => {
                 let found =
                     Found { incarnation: first.header.incarnation, lsn, term: None, kind: ENTRY_OPS, place };
-                group.candidate(first.header.index, found, first.payload)
+                group.candidate(first.header.index, found, run)
             }
             _ => Err(Unreadable),
         }
@@ -146,8 +180,9 @@ impl Replay {
 }
 
 impl ReplayedGroup {
-    fn state(&mut self, lsn: Lsn, record: &Record<'_>, chunk: u32) -> Result<(), Unreadable> {
-        let state = StateRecord::decode(record.payload).ok_or(Unreadable)?;
+    fn state(&mut self, lsn: Lsn, record: &Hint<'_>, chunk: u32) -> Result<(), Unreadable> {
+        let About::State(payload) = record.about else { return Err(Unreadable) };
+        let state = StateRecord::decode(payload).ok_or(Unreadable)?;
         let incarnation = record.header.incarnation;
         if incarnation < self.incarnation {
             return Ok(());
@@ -173,9 +208,8 @@ impl ReplayedGroup {
     }
 
     /// An entry, or a record that was moved, is there.
-    fn candidate(&mut self, index: u64, found: Found, payload: &[u8]) -> Result<(), Unreadable> {
-        let ops_sound = found.kind != ENTRY_OPS || op::decode(payload).all(|op| op.is_ok());
-        if !ops_sound || index == 0 {
+    fn candidate(&mut self, index: u64, found: Found, run: &[Hint<'_>]) -> Result<(), Unreadable> {
+        if index == 0 || run.iter().any(|hint| hint.about == About::Nonsense) {
             return Err(Unreadable);
         }
         if found.incarnation < self.incarnation {
@@ -183,10 +217,14 @@ impl ReplayedGroup {
         }
         let committed = self.newest.as_ref().is_some_and(|newest| index <= newest.commit);
         if found.incarnation == self.incarnation && (committed || found.term.is_none()) {
-            self.take(index, found, payload);
+            self.take(index, found, run.iter().filter_map(KeyOp::of).collect());
         } else {
-            let payload = Bytes::copy_from_slice(payload);
-            self.waiting.entry(index).or_default().push(Candidate { found, payload });
+            let ops = run.iter().filter_map(KeyOp::of);
+            let ops = ops.map(|KeyOp { key, deletes, length }| HeldOp { key: key.into(), deletes, length });
+            let payloads: Option<Vec<_>> = run.iter().map(|hint| hint.payload).collect();
+            let payload = payloads.map(|parts| parts.concat().into());
+            let candidate = Candidate { found, ops: ops.collect(), payload };
+            self.waiting.entry(index).or_default().push(candidate);
         }
         Ok(())
     }
@@ -196,7 +234,7 @@ impl ReplayedGroup {
     }
 
     /// A record of this incarnation that is known to be committed, if it is the entry of its index.
-    fn take(&mut self, index: u64, found: Found, payload: &[u8]) {
+    fn take(&mut self, index: u64, found: Found, ops: Vec<KeyOp<'_>>) {
         if found.term.is_some() {
             if self.lineage_term(index) != found.term {
                 return;
@@ -208,29 +246,37 @@ impl ReplayedGroup {
         }
         if found.kind == ENTRY_OPS {
             self.newest_version = self.newest_version.max(index);
-            self.take_ops(index, found.place, payload);
+            self.take_ops(index, found.place, ops);
         }
     }
 
     /// What the ops of an entry say, or one of them that was moved. Only what the entry says last of a key counts, so all
     /// records of a key and an index say the same, and any of them will do.
-    fn take_ops(&mut self, index: u64, place: Place, payload: &[u8]) {
-        let mut ops: Vec<_> = record::parts(payload, place).collect();
-        if ops.len() > 1 {
+    fn take_ops(&mut self, index: u64, place: Place, ops: Vec<KeyOp<'_>>) {
+        let mut offset = place.offset;
+        let mut placed: Vec<_> = ops
+            .into_iter()
+            .map(|op| {
+                let at = Place { chunk: place.chunk, offset, length: op.length };
+                offset += op.length;
+                (op, at)
+            })
+            .collect();
+        if placed.len() > 1 {
             // Stable: of equal keys the last is the latest.
-            ops.sort_by_key(|(op, _)| op.key());
-            ops.dedup_by(|later, earlier| {
-                let same = later.0.key() == earlier.0.key();
+            placed.sort_by_key(|(op, _)| op.key);
+            placed.dedup_by(|later, earlier| {
+                let same = later.0.key == earlier.0.key;
                 if same {
                     *earlier = *later;
                 }
                 same
             });
         }
-        for (op, place) in ops {
-            match op {
-                Op::Put { key, .. } => self.keys.put(key, Located { version: index, place }),
-                Op::Delete { key } => self.keys.delete(key, index),
+        for (op, place) in placed {
+            match op.deletes {
+                false => self.keys.put(op.key, Located::new(index, place)),
+                true => self.keys.delete(op.key, index),
             }
         }
     }
@@ -241,17 +287,22 @@ impl ReplayedGroup {
         let incarnation = self.incarnation;
         let mut counts = Vec::new();
         self.waiting.retain(|index, candidates| {
-            candidates.retain_mut(|Candidate { found, payload }| {
+            candidates.retain_mut(|Candidate { found, ops, .. }| {
                 let now = found.incarnation == incarnation && (*index <= commit || found.term.is_none());
                 if now {
-                    counts.push((*index, *found, std::mem::take(payload)));
+                    counts.push((*index, *found, std::mem::take(ops)));
                 }
                 // A later life may be named by a state that was not met yet.
                 !now && found.incarnation >= incarnation
             });
             !candidates.is_empty()
         });
-        counts.into_iter().for_each(|(index, found, payload)| self.take(index, found, &payload));
+        for (index, found, ops) in counts {
+            let ops = ops.iter();
+            let ops =
+                ops.map(|HeldOp { key, deletes, length }| KeyOp { key, deletes: *deletes, length: *length });
+            self.take(index, found, ops.collect());
+        }
     }
 
     fn finish(mut self, id: GroupId) -> Option<Replayed> {
@@ -272,9 +323,9 @@ impl ReplayedGroup {
                 let fits =
                     |at: &&mut Candidate| at.found.incarnation == self.incarnation && at.found.term == term;
                 let found = candidates.iter_mut().filter(fits).max_by_key(|at| at.found.lsn);
-                let (Some(Candidate { found, payload }), Some(term)) = (found, term) else { break };
-                let entry = Entry { term, kind: found.kind, payload: std::mem::take(payload) };
-                waiting.push((entry, found.place));
+                let (Some(Candidate { found, payload, .. }), Some(term)) = (found, term) else { break };
+                let Found { kind, place, .. } = *found;
+                waiting.push(Waiting { index, term, kind, place, payload: payload.take() });
             }
         }
         // What lies behind a hole the leader brings again.
@@ -295,7 +346,8 @@ mod tests {
     use super::*;
     use crate::index::KeyCursor;
     use crate::lineage::TermRun;
-    use crate::record::RecordHeader;
+    use crate::op;
+    use crate::record::{self, Record, RecordHeader};
     use std::ops::Bound;
 
     const GROUP: GroupId = GroupId(1);
@@ -312,7 +364,7 @@ mod tests {
             self.written += 1;
             let header = RecordHeader { payload_bytes: payload.len() as u32, ..header };
             let lsn = Lsn { epoch: 1, counter: u64::from(self.written) };
-            self.replay.record(lsn, &[(0, Record { header, payload, crc: 0 })], 2, self.written)
+            self.replay.record(lsn, &[Hint::of(&Record { header, payload, crc: 0 })], 2, self.written)
         }
 
         fn entry(&mut self, incarnation: u32, index: u64, term: u64, key: &str) {
@@ -422,7 +474,7 @@ mod tests {
         let replayed = feed.replay.finish();
         let group = &replayed[0].group;
         assert_eq!(group.place(1), Some(place));
-        assert_eq!(group.index.get(b"key"), Some(Located { version: 1, place }));
+        assert_eq!(group.index.get(b"key"), Some(Located::new(1, place)));
     }
 
     #[test]

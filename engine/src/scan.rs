@@ -1,15 +1,17 @@
-//! Finding the frames of a slice: which chunks hold segments, and every valid frame in them.
+//! Finding the frames of a slice: which chunks hold segments, and every valid frame in them; or what the footer of a sealed
+//! segment says of them ([`crate::footer`]).
 //!
 //! A chunk is never believed for being written: a conventional device reports all of them as full, and shows what an
 //! earlier use left behind. Only a frame whose checksums fit its segment's generation exists.
 //!
-//! Invariant: frames are found in the order in which they were written (segments by generation, frames by place),
+//! Invariant: the frames of a segment are found in the order in which they were written,
 //! and a bad frame hides only itself: the search goes on at the next smallest write. A chunk of which so much is
 //! unreadable that nothing says whether it held log is handed over as lost, never passed over.
 
 use terrane_ocssd::{AlignedBuf, ChunkId, ChunkInfo, ChunkState, Media, MediaError};
 
 use crate::anchor;
+use crate::footer::{self, FrameHints, Trailer};
 use crate::frame::{self, FrameHeader};
 use crate::pipeline::Pipeline;
 use crate::record::Record;
@@ -25,6 +27,9 @@ fn piece_bytes(layout: &Layout) -> u32 {
 
 /// Reads under way at once.
 const READS_AT_ONCE: usize = 8;
+
+/// Bytes of footers that are read at once, but for one that is longer.
+const FOOTER_BYTES_AT_ONCE: u32 = 16 << 20;
 
 /// A chunk that holds (or held) log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +47,11 @@ pub(crate) struct FoundSegment {
 pub(crate) enum Met<'a> {
     /// A valid frame.
     Frame(MetFrame<'a>),
-    /// A valid header whose records are not all there. It proves that its flush had begun.
-    Torn { segment: FoundSegment, header: FrameHeader },
+    /// A frame that a valid footer names.
+    Hinted { segment: FoundSegment, frame: FrameHints },
+    /// A valid header whose records are not all there, and its bytes from the start of the chunk. It proves that its flush
+    /// had begun.
+    Torn { segment: FoundSegment, offset: u32, header: FrameHeader },
     /// The device does not give this smallest write back.
     Unreadable { segment: FoundSegment, offset: u32 },
 }
@@ -55,7 +63,6 @@ pub(crate) struct MetFrame<'a> {
     /// Bytes from the start of the chunk to the header.
     pub(crate) offset: u32,
     pub(crate) header: FrameHeader,
-    pub(crate) stamp: Stamp,
     /// The records' bytes.
     pub(crate) body: &'a [u8],
     /// The records, each with its offset in the body.
@@ -195,6 +202,145 @@ async fn newest_generation<M: Media>(
     Ok((newest, unreadable))
 }
 
+/// What reading the segments came to.
+#[derive(Debug, Default)]
+pub(crate) struct ReadSegments {
+    pub(crate) bytes_read: u64,
+    /// Segments that were known by their footers, in number.
+    pub(crate) hinted: u64,
+    /// A footer whose checksums hold makes no sense. What was met is not to be used.
+    pub(crate) nonsense: bool,
+}
+
+/// Hands over what the segments hold: as their footers say if they have valid ones and `footers` are to be used, else as
+/// a scan finds it.
+pub(crate) async fn read_segments<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    segments: &[FoundSegment],
+    footers: bool,
+    mut meet: impl FnMut(Met<'_>),
+) -> Result<ReadSegments, MediaError> {
+    let mut read = ReadSegments::default();
+    let trailers = match footers {
+        true => find_trailers(media, layout, slice, segments, &mut read).await?,
+        false => vec![None; segments.len()],
+    };
+    let known = || segments.iter().copied().zip(&trailers);
+    // What is scanned comes first: the newest states are there, and say of most other entries that they are committed, so
+    // that these need not wait for it.
+    let without = known().filter(|(_, trailer)| trailer.is_none()).map(|(segment, _)| segment);
+    read.bytes_read += scan_segments(media, layout, slice, &without.collect::<Vec<_>>(), &mut meet).await?;
+    let mut hinted = known().filter_map(|(segment, trailer)| Some((segment, (*trailer)?)));
+    let mut rotten = Vec::new();
+    let mut pipeline = Pipeline::new();
+    let mut bytes_under_way = 0;
+    loop {
+        while (pipeline.len() == 0 || bytes_under_way < FOOTER_BYTES_AT_ONCE)
+            && pipeline.len() < READS_AT_ONCE
+            && let Some((segment, trailer)) = hinted.next()
+        {
+            let bytes = layout.footer_bytes(trailer.block_bytes);
+            bytes_under_way += bytes;
+            pipeline.push(async move {
+                let piece = read_piece(media, layout, segment.chunk, layout.chunk_bytes - bytes, bytes).await;
+                piece.map(|piece| (segment, trailer, piece.bytes))
+            });
+        }
+        let Some(result) = pipeline.next().await else { break };
+        let (segment, trailer, bytes) = result?;
+        bytes_under_way -= bytes.len() as u32;
+        read.bytes_read += bytes.len() as u64;
+        let stamp = Stamp::new(slice, segment.generation);
+        let end = bytes.len() - footer::TRAILER_BYTES as usize;
+        let blocks = &bytes[end - trailer.block_bytes as usize..end];
+        if !trailer.covers(blocks, stamp) {
+            rotten.push(segment);
+            continue;
+        }
+        let said = footer::read(&trailer, blocks, segment.generation, layout, |frame| {
+            meet(Met::Hinted { segment, frame });
+        });
+        if said.is_none() {
+            tracing::warn!(chunk = segment.chunk, "a footer makes no sense");
+            read.nonsense = true;
+            return Ok(read);
+        }
+        read.hinted += 1;
+    }
+    read.bytes_read += scan_segments(media, layout, slice, &rotten, &mut meet).await?;
+    Ok(read)
+}
+
+/// The trailers of the segments' footers, where they have valid ones.
+async fn find_trailers<M: Media>(
+    media: &M,
+    layout: &Layout,
+    slice: SliceId,
+    segments: &[FoundSegment],
+    read: &mut ReadSegments,
+) -> Result<Vec<Option<Trailer>>, MediaError> {
+    let mut trailers = Vec::with_capacity(segments.len());
+    let mut rest = segments.iter();
+    let mut pipeline = Pipeline::new();
+    loop {
+        while pipeline.len() < 4 * READS_AT_ONCE
+            && let Some(segment) = rest.next()
+        {
+            let unit = layout.unit_bytes.max(layout.round_up(footer::TRAILER_BYTES));
+            pipeline.push(async move {
+                // It ends where the chunk does.
+                if segment.readable < layout.chunk_bytes {
+                    return Ok((segment, None));
+                }
+                let piece = read_piece(media, layout, segment.chunk, layout.chunk_bytes - unit, unit).await?;
+                Ok::<_, MediaError>((segment, Some(piece.bytes)))
+            });
+        }
+        let Some(result) = pipeline.next().await else { return Ok(trailers) };
+        let (segment, bytes) = result?;
+        read.bytes_read += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let stamp = Stamp::new(slice, segment.generation);
+        trailers.push(bytes.and_then(|bytes| Trailer::decode(&bytes, stamp, layout)));
+    }
+}
+
+/// A frame that was looked up.
+pub(crate) enum LookedUp {
+    /// It is as it was to be: its header, and its records' bytes.
+    Whole(FrameHeader, Vec<u8>),
+    Broken,
+    /// The device does not give all of it back.
+    Unreadable,
+}
+
+/// Looks up a frame that a footer names.
+pub(crate) async fn look_up<M: Media>(
+    media: &M,
+    layout: &Layout,
+    stamp: Stamp,
+    chunk: u32,
+    frame: &FrameHints,
+) -> Result<LookedUp, MediaError> {
+    let expected = &frame.header;
+    let bytes = layout.frame_bytes(expected.body_bytes);
+    let piece = read_piece(media, layout, chunk, frame.offset, bytes).await?;
+    if !piece.unreadable.is_empty() {
+        return Ok(LookedUp::Unreadable);
+    }
+    let found = FrameHeader::decode(&piece.bytes, stamp).filter(|found| {
+        let FrameHeader { body_crc, .. } = *found;
+        *found == FrameHeader { body_crc, ..*expected }
+    });
+    let Some(header) = found else { return Ok(LookedUp::Broken) };
+    let body = &piece.bytes[frame::HEADER_BYTES..];
+    Ok(match frame::decode_body(&header, stamp, body) {
+        Some(_) => LookedUp::Whole(header, body[..header.body_bytes as usize].to_vec()),
+        None => LookedUp::Broken,
+    })
+}
+
 /// Reads the segments in order and hands over what they hold. Returns the bytes read.
 pub(crate) async fn scan_segments<M: Media>(
     media: &M,
@@ -294,19 +440,12 @@ impl Walk {
                 break;
             }
             let Some(records) = frame::decode_body(&header, self.stamp, body) else {
-                meet(Met::Torn { segment: self.segment, header });
+                meet(Met::Torn { segment: self.segment, offset, header });
                 from += unit;
                 continue;
             };
             let body = &body[..header.body_bytes as usize];
-            meet(Met::Frame(MetFrame {
-                segment: self.segment,
-                offset,
-                header,
-                stamp: self.stamp,
-                body,
-                records: &records,
-            }));
+            meet(Met::Frame(MetFrame { segment: self.segment, offset, header, body, records: &records }));
             from += layout.frame_bytes(header.body_bytes) as usize;
         }
         self.window.drain(..from);

@@ -36,6 +36,11 @@ impl Generation {
     pub(crate) fn epoch(self) -> u32 {
         (self.0 >> 32) as u32
     }
+
+    /// Counts the segments of the epoch.
+    pub(crate) fn ordinal(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// What the checksums of one use of a segment start from.

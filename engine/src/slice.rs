@@ -4,7 +4,8 @@
 //! slice is ever overwritten: a chunk is reset and written front to back.
 
 use crate::cursor::Cursor;
-use crate::frame;
+use crate::stream::Streams;
+use crate::{footer, frame};
 use terrane_ocssd::{ChunkId, Geometry};
 
 /// The two chunks of the anchor.
@@ -50,6 +51,7 @@ pub(crate) struct Layout {
     pub(crate) unit_bytes: u32,
     pub(crate) chunk_bytes: u32,
     pub(crate) chunk_count: u32,
+    pub(crate) streams: Streams,
 }
 
 impl Layout {
@@ -75,6 +77,7 @@ impl Layout {
             unit_bytes: geometry.sector_bytes * geometry.ws_min,
             chunk_bytes,
             chunk_count: geometry.chunk_count(),
+            streams: Streams::of(geometry.chunk_count(), geometry.max_open),
         };
         if layout.chunk_count < LOG_CHUNK_FIRST + 6 {
             return Err("a slice needs at least eight chunks");
@@ -88,6 +91,11 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Bytes of the whole slice.
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        u64::from(self.chunk_count) * u64::from(self.chunk_bytes)
+    }
+
     /// `bytes` rounded up to whole smallest writes.
     pub(crate) fn round_up(&self, bytes: u32) -> u32 {
         bytes.next_multiple_of(self.unit_bytes)
@@ -98,14 +106,26 @@ impl Layout {
         self.round_up(frame::HEADER_BYTES as u32 + body)
     }
 
-    /// Bytes of frames that a segment holds.
+    /// Bytes of frames, and of what its footer says of them, that a segment holds at least.
     pub(crate) fn segment_capacity(&self) -> u32 {
-        self.chunk_bytes - self.unit_bytes
+        // The header, the footer's end, and what fills its first smallest write.
+        self.chunk_bytes - 2 * self.unit_bytes - footer::TRAILER_BYTES
     }
 
-    /// The largest record (header and payload) that fits in a segment.
+    /// Bytes of a segment's footer with so many bytes of blocks.
+    pub(crate) fn footer_bytes(&self, blocks: u32) -> u32 {
+        self.round_up(blocks + footer::TRAILER_BYTES)
+    }
+
+    /// The longest hint that a footer takes. A record with a longer one (a state of a long lineage, a key of many KiB in small
+    /// chunks) makes its segment one without a footer.
+    pub(crate) fn hint_bytes_limit(&self) -> u32 {
+        self.chunk_bytes / 64
+    }
+
+    /// The largest record (header and payload) that fits in a segment, though perhaps without a footer.
     pub(crate) fn record_bytes_limit(&self) -> u32 {
-        self.segment_capacity() - frame::HEADER_BYTES as u32
+        self.chunk_bytes - self.unit_bytes - frame::HEADER_BYTES as u32
     }
 
     pub(crate) fn sector_of(&self, offset: u32) -> u32 {

@@ -18,8 +18,10 @@ use crate::core::{Core, Counters};
 use crate::entry::{ENTRY_MEMBERSHIP, ENTRY_NOOP, ENTRY_OPS, Entry, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::{AppendError, ApplyError, FormatError, Malformed, OpenError, StoreError};
 use crate::group::{self, Group, StatePending};
+use crate::hint;
 use crate::op;
 use crate::options::Options;
+use crate::record::Extent;
 use crate::recovery::{self, Recovery};
 use crate::slice::{ANCHOR_CHUNKS, Layout, SliceId};
 use crate::watch::{Seat, Watch};
@@ -168,14 +170,14 @@ impl<M: Media> Store<M> {
             return Ok(core.issued);
         }
         let before = at.term_at(first - 1).unwrap_or(0);
-        let check = check_entries(core, first, before, &entries)?;
+        let check = check_entries(core, slot, first, before, &entries)?;
         let at = &core.groups[slot as usize];
         let new_lineage = check.new_terms > 0 || first <= at.last_index || at.lineage_unrecorded;
         let (mut cost, mut largest) = (check.cost, check.largest);
         if new_lineage {
             let state_bytes = at.state_bytes(check.new_terms);
             check_state_bytes(core, state_bytes)?;
-            let state_cost = core.log.record_cost(crate::record::HEADER_BYTES as u32 + state_bytes as u32);
+            let state_cost = core.state_cost(state_bytes);
             cost += state_cost;
             largest = largest.max(state_cost);
         }
@@ -193,6 +195,7 @@ impl<M: Media> Store<M> {
             return Err(AppendError::IndexFull { limit });
         }
         core.counters.user_bytes += check.user_bytes;
+        core.allow_moves(check.user_bytes);
         let at = &mut core.groups[slot as usize];
         assert!(first > at.applied, "{group}: index {first} is applied and cannot be written again");
         let mut lineage_changed = std::mem::take(&mut at.lineage_unrecorded);
@@ -429,12 +432,13 @@ impl<M: Media> Store<M> {
         let core = self.shared.core.borrow();
         let (mut cost, mut largest) = (0, 0);
         for payload in payloads {
-            let record = core.log.record_cost((crate::record::HEADER_BYTES + payload) as u32);
+            let bytes = (crate::record::HEADER_BYTES + payload) as u32;
+            let record = core.log.record_cost(Extent { bytes, hint_bytes: hint::entry_bytes_max(payload) });
             cost += record;
             largest = largest.max(record);
         }
         // A state record may go along, if the entries change the lineage.
-        let state = core.log.record_cost(core.record_bytes_max.min(STATE_BYTES_ALLOWED));
+        let state = core.state_cost(core.payload_bytes_max().min(STATE_BYTES_ALLOWED).into());
         core.check_accepts().is_ok()
             && core.chunks_left(cost + state, largest.max(state))
                 >= i64::from(self.shared.options.append_reserve_chunks)
@@ -472,6 +476,7 @@ struct EntriesCheck {
 
 fn check_entries(
     core: &Core,
+    slot: u32,
     first: u64,
     before: u64,
     entries: &[Entry],
@@ -498,15 +503,16 @@ fn check_entries(
         }
         check.new_terms += usize::from(entry.term != before);
         before = entry.term;
-        let (records, record_bytes) = crate::record::entry_shape(entry.kind, &entry.payload);
+        let (records, extent) =
+            crate::record::entry_shape(&core.entry_header(slot, index, entry), &entry.payload);
         if records > 1 << 16 {
             return Err(malformed(Malformed::OpCount(records)));
         }
-        if record_bytes > core.record_bytes_max {
-            let bytes = u64::from(record_bytes) - crate::record::HEADER_BYTES as u64;
+        if extent.bytes > core.record_bytes_max {
+            let bytes = u64::from(extent.bytes) - crate::record::HEADER_BYTES as u64;
             return Err(AppendError::TooLarge { bytes, limit });
         }
-        let cost = core.log.record_cost(record_bytes);
+        let cost = core.log.record_cost(extent);
         check.cost += cost;
         check.largest = check.largest.max(cost);
     }

@@ -356,6 +356,7 @@ impl World {
         let kept = self.changes.iter().find(|change| acknowledged.has(change));
         assert!(kept.is_none(), "{id} is lost, with {kept:?}");
         self.exists = false;
+        self.front = 0;
         self.adopt(Vec::new(), 0, HardState::default());
     }
 
@@ -599,10 +600,27 @@ fn long_lives_end_in_every_way() {
 /// cleaned many times over, and power is lost at any moment of it.
 #[test]
 fn cleaning_loses_nothing() {
-    let (mut cleaned, mut lives) = (0, 0);
-    let all = seeds(150);
+    cleaned_lives("cleaning_loses_nothing", 120, |rng, limited| {
+        let max_open = if limited { [0, 4, 5][rng.random_range(0..3)] } else { 0 };
+        Geometry { max_open, ..geometry(rng.random_range(24..40)) }
+    });
+}
+
+/// The same where there are enough chunks that records go to several streams, by their expected lifetime.
+#[test]
+fn cleaning_of_many_streams_loses_nothing() {
+    cleaned_lives("cleaning_of_many_streams_loses_nothing", 60, |rng, limited| {
+        let max_open = if limited { [0, 10, 14][rng.random_range(0..3)] } else { 0 };
+        Geometry { max_open, chunk_sectors: 20, ..geometry(rng.random_range(128..180)) }
+    });
+}
+
+/// Lives that clean, on devices of the shape that `shape` draws (and whether what is open is limited).
+fn cleaned_lives(test: &'static str, count: u64, shape: impl Fn(&mut Pcg64Mcg, bool) -> Geometry) {
+    let (mut cleaned, mut lives, mut hinted) = (0, 0, 0);
+    let all = seeds(count);
     for seed in &all {
-        let _replay = Replay { seed: *seed, suite: "crash", test: "cleaning_loses_nothing" };
+        let _replay = Replay { seed: *seed, suite: "crash", test };
         let mut rng = Pcg64Mcg::seed_from_u64(seed ^ 0xc1ea);
         let sim = SimOptions {
             seed: *seed,
@@ -611,9 +629,7 @@ fn cleaning_loses_nothing() {
             stale: rng.random_bool(0.5),
             ..SimOptions::default()
         };
-        let max_open = if sim.conventional { 0 } else { [0, 4, 5][rng.random_range(0..3)] };
-        let chunks = rng.random_range(24..40);
-        let media = SimMedia::new(Geometry { max_open, ..geometry(chunks) }, sim);
+        let media = SimMedia::new(shape(&mut rng, !sim.conventional), sim);
         Node::format(&media);
         let mut model = Model::new(*seed);
         let mut node = open(&media, *seed, &[]);
@@ -630,8 +646,10 @@ fn cleaning_loses_nothing() {
             lives += 1;
             let crashes: Vec<u64> = (0..rng.random_range(0..3)).map(|_| rng.random_range(1..80)).collect();
             node = open(&media, *seed, &crashes);
+            hinted += node.recovery.hinted_segments;
             model.check(&node, &acknowledged);
         }
     }
     assert!(cleaned > lives || all.len() == 1, "{cleaned} segments in {lives} lives: too little was cleaned");
+    assert!(hinted > lives || all.len() == 1, "{hinted} footers in {lives} starts: too few were used");
 }

@@ -95,7 +95,8 @@ fn what_was_written_is_read_back_after_each_start() {
                 }
                 let counters = store.counters();
                 assert!(counters.cache_misses > 0, "some reads went to the file");
-                let written = counters.log_bytes + counters.header_bytes + counters.padding_bytes;
+                let written =
+                    counters.log_bytes + counters.header_bytes + counters.hint_bytes + counters.padding_bytes;
                 // The anchor is the other write.
                 let anchor = counters.media.written_bytes - written;
                 assert!(anchor > 0 && anchor <= 4096, "{anchor} bytes are not accounted for");

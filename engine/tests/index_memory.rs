@@ -33,7 +33,7 @@ fn located(number: u64) -> Located {
         offset: (mixed(number) >> 20) as u32 % (64 << 20),
         length: 1024 + (mixed(number) % 128) as u32,
     };
-    Located { version: (1 << 33) + number, place }
+    Located::new((1 << 33) + number, place)
 }
 
 /// Bytes that the index over these keys takes beside them, for each key; its own account must agree.
@@ -61,7 +61,7 @@ fn bytes_beside_a_key(shape: &str, key: impl Fn(u64) -> Vec<u8>) -> f64 {
         let keys_made = allocations() - calls;
         let known = black_box(index.get(&key)).expect("it was inserted");
         index.repoint(&key, known.version, known.place);
-        assert!(index.relocate(&key, known, known.place));
+        assert!(index.relocate(&key, known.version, known.place, known.place));
         assert_eq!(index.insert(&key, known), Some(known));
         assert_eq!(allocations() - calls, keys_made, "{shape}: no allocation");
     }

@@ -3,7 +3,7 @@
 //! From the outside in: `cli` says what can be asked; `run`, `verify` and `demo` are commands, the last with a cluster
 //! of its own (`servers`). `load` is one run against a target: its crew of threads, its phases, its plan. A `target` is
 //! whatever keeps values under keys. `workload` chooses the operations and composes the values; `check` is how every
-//! answer is held against what was acknowledged; `measure` counts, `report` tells.
+//! answer is held against what was acknowledged; `measure` counts, `report` tells, `output` is how files are written.
 //!
 //! Invariants: nothing but `target/cluster` and `target/leaders` knows the client library, nothing but `target/engine`
 //! and `device` the engine and the media; standard output holds results only.
@@ -16,6 +16,7 @@ mod device;
 mod interrupt;
 mod load;
 mod measure;
+mod output;
 mod place;
 mod report;
 mod ring;
@@ -75,16 +76,16 @@ async fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Device(args) => return device::run(args, &interrupt).await.map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => {
-            run::begin_files(&args.load)?;
+            run::check_files(&args.load)?;
             (demo::demo(args, &interrupt).await?, Some(&args.load))
         }
         Command::Run(args) => {
-            run::begin_files(&args.load)?;
+            run::check_files(&args.load)?;
             (run::run(args, &interrupt).await?, Some(&args.load))
         }
         Command::Verify(args) => {
             if let Some(path) = &args.json {
-                report::begin_file("--json", path)?;
+                output::check("--json", path)?;
             }
             let report = verify::verify(args, &interrupt).await?;
             if let Some(path) = &args.json {

@@ -40,8 +40,8 @@ pub(crate) enum PlaceError {
     NoDirectIo(PathBuf),
     /// It has too little room.
     #[error(
-        "{path} has {} free, but the data needs {}: free some space, ask for less (--records, --seconds, --size or \
-         --scale), or name a roomier folder (--data-dir; of an embedded store --data)",
+        "{path} has {} free, but the data needs {}: free some space, ask for less (--records, --seconds, --size, \
+         --scale or --capacity), or name a roomier folder (--data-dir; of an embedded store --data)",
         bytes(*free), bytes(*needed)
     )]
     Space {
@@ -52,9 +52,21 @@ pub(crate) enum PlaceError {
         /// Bytes needed.
         needed: u64,
     },
+    /// It is no folder.
+    #[error("{0} is no folder: name one, or one that can be made")]
+    NoFolder(PathBuf),
     /// No place for a temporary folder was found.
-    #[error("no place for the data: {0}. Name a folder with --data-dir, or --data for an embedded store")]
-    Nowhere(String),
+    #[error(
+        "no place for the data, which needs {}: {refused}. Free some space, ask for less (--records, --seconds, --size, \
+         --scale or --capacity), or name a roomier folder with --data-dir, or --data for an embedded store",
+        bytes(*needed)
+    )]
+    Nowhere {
+        /// Bytes needed.
+        needed: u64,
+        /// What is wrong with each place that was looked at.
+        refused: String,
+    },
 }
 
 impl Place {
@@ -62,6 +74,9 @@ impl Place {
     pub(crate) fn named(path: &Path, needed: u64) -> Result<Place, PlaceError> {
         let io = |source| PlaceError::Io { path: path.to_owned(), source };
         let existed = path.exists();
+        if existed && !path.is_dir() {
+            return Err(PlaceError::NoFolder(path.to_owned()));
+        }
         std::fs::create_dir_all(path).map_err(io)?;
         let path = path.canonicalize().map_err(io)?;
         if let Err(error) = suits(&path, needed) {
@@ -94,11 +109,13 @@ impl Place {
                 Ok(folder) => {
                     return Ok(Place { path: folder.path().to_owned(), _temporary: Some(folder) });
                 }
-                // Most wanted is room; the message that names it says what to do.
+                Err(PlaceError::Space { free, .. }) => {
+                    refused.push(format!("{} has {} free", candidate.display(), bytes(free)));
+                }
                 Err(error) => refused.push(format!("{:#}", anyhow::Error::from(error))),
             }
         }
-        Err(PlaceError::Nowhere(refused.join("; ")))
+        Err(PlaceError::Nowhere { needed, refused: refused.join("; ") })
     }
 
     /// The folder.
@@ -177,8 +194,14 @@ mod tests {
         let missing = PathBuf::from("/nonexistent");
         let place = Place::temporary_in([missing.clone(), real()].into_iter(), 1).unwrap();
         assert!(place.path().starts_with(real()));
-        let error = Place::temporary_in([missing].into_iter(), 1).unwrap_err();
-        assert!(matches!(error, PlaceError::Nowhere(_)), "{error}");
+        let error = Place::temporary_in([missing, real()].into_iter(), u64::MAX).unwrap_err();
+        assert!(matches!(error, PlaceError::Nowhere { needed: u64::MAX, .. }), "{error}");
+        let error = error.to_string();
+        for words in ["/nonexistent", &format!("{} has ", real().display()), "--scale", "--data-dir"] {
+            assert!(error.contains(words), "{error}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(Place::named(file.path(), 0), Err(PlaceError::NoFolder(_))));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `run`: loads and measures a target.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -18,6 +19,10 @@ use crate::load::plan::{Bound, Plan};
 use crate::load::runner::EarlyEnd;
 use crate::load::session::{self, Session, Subject};
 use crate::measure::meter::Meter;
+use crate::output;
+use crate::report::csv;
+use crate::report::figures::count;
+use crate::report::hlog::Log;
 use crate::report::machine::Machine;
 use crate::report::progress::Live;
 use crate::report::{DeviceShare, PhaseReport, Report, Settings, VerifyReport};
@@ -42,10 +47,19 @@ pub(crate) async fn run(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result
         TargetName::Engine => shape.threads,
         _ => shape.workers,
     };
+    keepable(args, &spec)?;
+    args.record.as_deref().map_or(Ok(()), Journal::check)?;
     let plan = args.load.plan(args.operations);
     let amount = Amount { must_exist: args.skip_load, ..amount(&args.load, &spec, &plan, threads) };
     let subject = Subject { spec, records: args.load.records, seed: args.load.seed, shape };
-    with_target(&args.target, amount, interrupt, Run { args, subject, plan: Arc::new(plan), interrupt }).await
+    let run = Run { args, subject, plan: Arc::new(plan), interrupt };
+    let report = with_target(&args.target, amount, interrupt, run).await?;
+    if let (true, Some(folder)) =
+        (interrupt.is_raised(), args.target.data.as_ref().filter(|_| target.is_embedded()))
+    {
+        eprintln!("{} keeps the store, with all that was acknowledged", folder.display());
+    }
+    Ok(report)
 }
 
 /// What a run will write, at most.
@@ -154,9 +168,10 @@ impl Visit for Run<'_> {
             early = early.or(measured.early().cloned());
             report.verify = Some(verify);
         }
-        let recorded = session.books().journal.as_ref().map_or(Ok(()), Journal::finish);
+        let recorded = finish_record(args, session.books(), interrupt);
+        let logged = finish_log(&args.load, log);
         // What was measured is told, whatever goes wrong on the way out.
-        for error in [recorded.err(), session.finish().err()].into_iter().flatten() {
+        for error in [recorded.err(), logged.err(), session.finish().err()].into_iter().flatten() {
             early.get_or_insert(EarlyEnd::Hopeless(format!("{error:#}")));
         }
         if let Some(why) = report.run.as_ref().and_then(PhaseReport::unanswered) {
@@ -169,19 +184,39 @@ impl Visit for Run<'_> {
     }
 }
 
-/// The books that a run keeps.
-fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
-    // Values that vanish by themselves break no promise.
-    let expire = subject.spec.ttl().is_some();
-    let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
+/// Ends the record of acknowledged writes.
+fn finish_record(args: &RunArgs, books: &Books, interrupt: &Interrupt) -> anyhow::Result<()> {
+    if let (Some(path), Some(journal)) = (&args.record, &books.journal) {
+        let path = path.display();
+        match journal.finish()? {
+            0 => eprintln!("--record {path}: not written, for no write was acknowledged"),
+            writes if interrupt.is_raised() => {
+                eprintln!("{path} holds {} acknowledged writes", count(writes))
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses books that prove nothing, before anything is laid out.
+fn keepable(args: &RunArgs, spec: &Spec) -> anyhow::Result<()> {
+    let expire = spec.ttl().is_some();
     usage(
-        !args.verify || ledger.is_some(),
+        !args.verify || args.check == Check::Ledger && !expire,
         "--verify needs --check ledger, and values that do not vanish by themselves (no TTL)",
     )?;
     usage(
         args.record.is_none() || !expire,
         "--record: values that vanish by themselves (TTL) cannot be verified",
-    )?;
+    )
+}
+
+/// The books that a run keeps.
+fn books(args: &RunArgs, subject: &Subject) -> anyhow::Result<Books> {
+    // Values that vanish by themselves break no promise.
+    let expire = subject.spec.ttl().is_some();
+    let ledger = (args.check == Check::Ledger && !expire).then(|| Ledger::new(0, subject.records));
     let about = About { names: subject.spec.names() };
     let journal = args.record.as_deref().map(|path| Journal::create(path, about)).transpose()?;
     Ok(Books { ledger, journal })
@@ -210,29 +245,47 @@ fn share_of_device(
     })
 }
 
-/// The files that a run will write are begun before it starts.
-pub(crate) fn begin_files(load: &LoadArgs) -> anyhow::Result<()> {
-    for (option, path) in
-        [("--json", &load.json), ("--html", &load.html), ("--csv", &load.csv), ("--hlog", &load.hlog)]
+/// Looks whether the files can be written that a run will write, before it starts.
+pub(crate) fn check_files(load: &LoadArgs) -> anyhow::Result<()> {
+    output::check_all([
+        ("--json", &load.json),
+        ("--html", &load.html),
+        ("--csv", &load.csv),
+        ("--hlog", &load.hlog),
+    ])
+}
+
+/// Writes what was asked for. A file that cannot be written does not keep the others from it.
+///
+/// # Errors
+/// The first of them.
+pub(crate) fn write_files(load: &LoadArgs, report: &Report) -> anyhow::Result<()> {
+    let mut written = Vec::new();
+    if let Some(path) = &load.json {
+        written.push(report.write_json(path).context("--json"));
+    }
+    match (&load.csv, &report.run) {
+        (Some(path), Some(run)) => written.push(csv::write(path, &run.timeline).context("--csv")),
+        (Some(path), None) => tell_unwritten("--csv", path),
+        (None, _) => {}
+    }
+    if let Some(path) = &load.html {
+        written.push(report.page().write(path).context("--html"));
+    }
+    written.into_iter().collect()
+}
+
+/// Ends the log of latencies.
+pub(crate) fn finish_log(load: &LoadArgs, log: Option<Log>) -> anyhow::Result<()> {
+    if let (Some(path), Some(log)) = (&load.hlog, log)
+        && !log.finish()?
     {
-        if let Some(path) = path {
-            crate::report::begin_file(option, path)?;
-        }
+        tell_unwritten("--hlog", path);
     }
     Ok(())
 }
 
-/// Writes what was asked for.
-pub(crate) fn write_files(load: &LoadArgs, report: &Report) -> anyhow::Result<()> {
-    if let Some(path) = &load.json {
-        report.write_json(path)?;
-    }
-    if let (Some(path), Some(run)) = (&load.csv, &report.run) {
-        crate::report::csv::write(path, &run.timeline)
-            .with_context(|| format!("--csv {}", path.display()))?;
-    }
-    if let Some(path) = &load.html {
-        report.page().write(path).with_context(|| format!("--html {}", path.display()))?;
-    }
-    Ok(())
+/// An older file of that name is another run's, and stays.
+fn tell_unwritten(option: &str, path: &Path) {
+    eprintln!("{option} {}: not written, for nothing was measured in the timed phase", path.display());
 }

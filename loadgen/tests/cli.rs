@@ -23,6 +23,7 @@ fn dead_address() -> String {
 
 #[test]
 fn wrong_usage_is_code_2_and_names_the_mistake() {
+    const ONE_FILE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/never-written");
     for (args, words) in [
         (&["run", "--workload", "z"][..], "--workload"),
         (&["run", "--frobnicate"], "--frobnicate"),
@@ -31,6 +32,18 @@ fn wrong_usage_is_code_2_and_names_the_mistake() {
         (&["run", "--clients", "0"], "--clients"),
         (&["run", "--theta", "-1"], "0 to 10 is allowed"),
         (&["compare", "--value-sizes", "1024,12"], "32 bytes"),
+        (&["run", "--workload", "/"], "is a folder"),
+        (&["run", "--key-size", "4"], "--key-size"),
+        (&["run", "--mode", "nosync"], "a server has its own configuration"),
+        (&["run", "--set", "a=1"], "a server has its own configuration"),
+        (&["run", "--capacity", "1GiB"], "a server has its own configuration"),
+        (&["run", "--data", "d"], "--data is the folder of an embedded store"),
+        (&["run", "--blob"], "--blob is of --target rocksdb"),
+        (&["run", "--target", "engine", "--addr", "127.0.0.1:1"], "--addr is of servers"),
+        (&["run", "--target", "engine", "--verify", "--check", "values"], "--check ledger"),
+        (&["run", "--json", ONE_FILE, "--csv", ONE_FILE], "--json and --csv are one file"),
+        (&["compare", "--scale", "0"], "at least 1.0 MiB"),
+        (&["compare", "--set", "floppy.x=1"], "there are device, engine,"),
         (&["demo", "--nodes", "0"], "--nodes"),
         (&["demo", "--seconds", "0"], "--seconds"),
         (&["fly"], "fly"),

@@ -11,8 +11,13 @@ use serde_json::Value;
 /// The demo on devices of 160 MiB (two shards need 129). The server is the one of the same build, if that is there;
 /// under `cargo test -p terrane-loadgen` it may not be, and the demo has cargo build it.
 fn demo(folder: &Path, args: &str) -> Command {
+    demo_of("160MiB", folder, args)
+}
+
+/// On devices of another size.
+fn demo_of(size: &str, folder: &Path, args: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_terrane-loadgen"));
-    command.args(["demo", "--size", "160MiB", "--json"]).arg(folder.join("out.json"));
+    command.args(["demo", "--size", size, "--json"]).arg(folder.join("out.json"));
     command.args(args.split_whitespace());
     let server = PathBuf::from(env!("CARGO_BIN_EXE_terrane-loadgen")).with_file_name("terrane");
     if server.is_file() {
@@ -130,6 +135,33 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     assert_eq!((demo.data(), demo.nodes()), (None, 0));
 }
 
+/// Ctrl-C while the devices are being laid out: older reports stay, and what is left of the devices is said.
+#[test]
+fn an_interrupted_layout_leaves_older_reports() {
+    let folder = folder();
+    std::fs::write(folder.path().join("out.json"), "the older").unwrap();
+    let data = folder.path().join("data");
+    let args = format!("{SMALL} --seconds 1 --kills 0 --nodes 1");
+    let mut command = demo_of("2GiB", folder.path(), &args);
+    let errors = folder.path().join("stderr");
+    command.arg("--data-dir").arg(&data).stderr(File::create(&errors).unwrap()).stdout(Stdio::null());
+    let mut process = command.spawn().unwrap();
+    let errors = || std::fs::read_to_string(&errors).unwrap();
+    while !errors().contains("Laying out") {
+        assert_eq!(process.try_wait().unwrap(), None, "{}", errors());
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(130), "{}", errors());
+    for words in [data.to_str().unwrap(), "was being laid out", "remove it", "interrupted"] {
+        assert!(errors().contains(words), "{}", errors());
+    }
+    assert_eq!(std::fs::read_to_string(folder.path().join("out.json")).unwrap(), "the older");
+    std::fs::remove_dir_all(&data).unwrap();
+    let output = demo(folder.path(), &args).arg("--data-dir").arg(&data).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+}
+
 /// An interrupt under load ends the phase in order: what was measured so far is told, and marked as partial.
 #[test]
 fn an_interrupted_demo_tells_what_it_measured() {
@@ -144,7 +176,8 @@ fn an_interrupted_demo_tells_what_it_measured() {
         .stderr(Stdio::piped());
     let mut process = command.spawn().unwrap();
     // A second of the timed phase is written down when it is over.
-    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("Tag=read,")) {
+    let unfinished = folder.path().join("hlog.unfinished");
+    while !std::fs::read_to_string(&unfinished).is_ok_and(|text| text.contains("Tag=read,")) {
         assert_eq!(process.try_wait().unwrap(), None);
         std::thread::yield_now();
     }
@@ -154,6 +187,7 @@ fn an_interrupted_demo_tells_what_it_measured() {
     let json = json(folder.path());
     assert_eq!((&json["partial"], &json["ok"]), (&true.into(), &false.into()), "{json:#}");
     assert_eq!(json["ended_early"], "it was interrupted");
+    assert!(std::fs::read_to_string(&log).unwrap().contains("Tag=read,") && !unfinished.exists());
     assert!(json["run"]["operations"].as_u64().unwrap() > 0, "{json:#}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("it was interrupted"), "{}", told(&output));
 }

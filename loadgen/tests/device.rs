@@ -107,10 +107,21 @@ fn an_interrupted_probe_tells_what_it_has_and_removes_its_file() {
 #[test]
 fn an_interrupt_while_it_prepares_leaves_nothing() {
     let folder = folder();
+    std::fs::write(folder.path().join("d.json"), "the older").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_terrane-loadgen"));
     let mut child = command
         .current_dir(folder.path())
-        .args(["device", "--path", "probe", "--size", "512MiB", "--seconds-per-cell", "3600"])
+        .args([
+            "device",
+            "--path",
+            "probe",
+            "--size",
+            "512MiB",
+            "--seconds-per-cell",
+            "3600",
+            "--json",
+            "d.json",
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -121,5 +132,6 @@ fn an_interrupt_while_it_prepares_leaves_nothing() {
     }
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read_to_string(folder.path().join("d.json")).unwrap(), "the older");
 }

@@ -10,6 +10,46 @@ use crate::chunk_table::ChunkTable;
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, MediaCounters, MediaError};
 
+/// What every [`Media`](crate::Media) has in common whose writes the host admits, whatever is beneath: it has an `admission`, and
+/// a `place` that takes a write from there to its end and says where it went.
+macro_rules! admitted_media {
+    () => {
+        fn geometry(&self) -> &Geometry {
+            self.admission.geometry()
+        }
+
+        async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
+            Ok(self.admission.report())
+        }
+
+        async fn write(
+            &self,
+            chunk: ChunkId,
+            sector: u32,
+            buf: AlignedBuf,
+            durability: Durability,
+        ) -> (Result<(), MediaError>, AlignedBuf) {
+            let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
+            (result.map(drop), buf)
+        }
+
+        async fn append(
+            &self,
+            chunk: ChunkId,
+            buf: AlignedBuf,
+            durability: Durability,
+        ) -> (Result<u32, MediaError>, AlignedBuf) {
+            self.place("append", chunk, None, buf, durability).await
+        }
+
+        fn counters(&self) -> MediaCounters {
+            self.admission.counters()
+        }
+    };
+}
+
+pub(crate) use admitted_media;
+
 /// The chunks of one slice, and what was done to them.
 #[derive(Debug)]
 pub(crate) struct Admission {

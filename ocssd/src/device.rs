@@ -32,8 +32,8 @@ use std::path::Path;
 
 use crate::file::{FileDevice, FileOptions, superblock_of};
 use crate::flash::FlashDevice;
-use crate::format::{FormatError, FormatOptions, format, look, read_superblock};
-use crate::superblock::Superblock;
+use crate::format::{FormatError, FormatOptions, format, look, read_copies, read_superblock};
+use crate::superblock::{Superblock, SuperblockError};
 use crate::zoned::ZonedDevice;
 
 use self::managed::{Managed, Raw};
@@ -54,6 +54,10 @@ pub struct DeviceOptions {
     pub nosync: bool,
     /// The kind that it must be. Default none: what it is found to be.
     pub kind: Option<DeviceKind>,
+    /// To look at it: it is locked, and nothing on it is changed. Where opening a slice repairs something, the slice shows
+    /// it as repaired, from memory. (A namespace is opened for passthrough as ever: its slices must not be written.)
+    /// Default false.
+    pub read_only: bool,
 }
 
 /// As what a device is laid out.
@@ -78,6 +82,7 @@ pub struct Inspection {
 #[derive(Debug, Clone)]
 pub struct Device {
     backend: Backend,
+    read_only: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -98,12 +103,16 @@ impl Device {
         }
         let opened = match kind {
             DeviceKind::Conventional => {
-                FileDevice::open_at(&site, FileOptions { nosync: options.nosync }).map(Backend::File)
+                let file = FileOptions { nosync: options.nosync };
+                FileDevice::open_at(&site, file, !options.read_only).map(Backend::File)
             }
-            DeviceKind::Flash => FlashDevice::open_file(path)
-                .map_err(OpenError::from)
-                .and_then(|device| Managed::open(path, Raw::Flash(device)))
-                .map(Backend::Managed),
+            DeviceKind::Flash => match options.read_only {
+                true => FlashDevice::read_file(path),
+                false => FlashDevice::open_file(path),
+            }
+            .map_err(OpenError::from)
+            .and_then(|device| Managed::open(path, Raw::Flash(device)))
+            .map(Backend::Managed),
             DeviceKind::Zoned => ZonedDevice::open(path)
                 .map_err(OpenError::from)
                 .and_then(|device| Managed::open(path, Raw::Zoned(device)))
@@ -111,7 +120,7 @@ impl Device {
             DeviceKind::Fdp => Placed::open(path).map(Backend::Placed),
         };
         match opened {
-            Ok(backend) => Ok(Self { backend }),
+            Ok(backend) => Ok(Self { backend, read_only: options.read_only }),
             Err(OpenError::InUse { path }) => {
                 Err(site.holder().map_or(OpenError::InUse { path }, OpenError::Refused))
             }
@@ -229,6 +238,25 @@ impl Device {
         }
     }
 
+    /// The copies of the superblock that stand in front of a device that can be overwritten, each by itself; none of one
+    /// that the host manages, where the superblock is the label of every slice. Blocks.
+    pub fn superblock_copies(&self) -> Result<Vec<Result<Superblock, SuperblockError>>, OpenError> {
+        let front = match &self.backend {
+            Backend::Managed(_) => return Ok(Vec::new()),
+            Backend::File(device) => device.path().to_path_buf(),
+            // The same sectors, through the block device of the namespace.
+            Backend::Placed(device) => {
+                let site = Site::to_open(&Host::default(), device.path())?;
+                let block = site.namespace_block().map(|name| Path::new("/dev").join(name));
+                block.unwrap_or_else(|| device.path().to_path_buf())
+            }
+        };
+        File::open(front)
+            .and_then(|file| read_copies(&file))
+            .map(|copies| copies.iter().map(|copy| Superblock::choose([copy, &[]])).collect())
+            .map_err(|source| OpenError::Io { step: "read", path: self.path().to_path_buf(), source })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         match &self.backend {
@@ -243,7 +271,7 @@ impl Device {
     pub async fn slice(&self, shard: u32) -> Result<DeviceMedia, OpenError> {
         match &self.backend {
             Backend::File(device) => Ok(DeviceMedia::File(device.slice(shard)?)),
-            Backend::Managed(device) => device.slice(shard).await,
+            Backend::Managed(device) => device.slice(shard, self.read_only).await,
             Backend::Placed(device) => Ok(DeviceMedia::Fdp(device.slice(shard)?)),
         }
     }

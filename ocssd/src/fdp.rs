@@ -28,7 +28,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, admitted_media};
 use crate::barrier::Barrier;
 use crate::buffer::AlignedBuf;
 use crate::chunk_order::{ChunkOrder, Sharing};
@@ -546,33 +546,7 @@ impl FdpMedia {
 }
 
 impl Media for FdpMedia {
-    fn geometry(&self) -> &Geometry {
-        self.admission.geometry()
-    }
-
-    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.admission.report())
-    }
-
-    async fn write(
-        &self,
-        chunk: ChunkId,
-        sector: u32,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<(), MediaError>, AlignedBuf) {
-        let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
-        (result.map(drop), buf)
-    }
-
-    async fn append(
-        &self,
-        chunk: ChunkId,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<u32, MediaError>, AlignedBuf) {
-        self.place("append", chunk, None, buf, durability).await
-    }
+    admitted_media!();
 
     async fn read(
         &self,
@@ -628,10 +602,6 @@ impl Media for FdpMedia {
             flushed.map_err(|fault| fault.at("flush", ChunkId(0), 0))
         };
         self.device.shared.barrier.flush(flush).await
-    }
-
-    fn counters(&self) -> MediaCounters {
-        self.admission.counters()
     }
 }
 

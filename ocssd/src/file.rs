@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, admitted_media};
 use crate::barrier::Barrier;
 use crate::buffer::{AlignedBuf, BUFFER_ALIGN};
 use crate::chunk_table::ChunkTable;
@@ -78,11 +78,11 @@ impl FileDevice {
         let path = path.as_ref();
         let site = Site::to_open(&Host::default(), path)?;
         site.kind(Some(DeviceKind::Conventional))?;
-        Self::open_at(&site, options)
+        Self::open_at(&site, options, true)
     }
 
-    /// Opens what was found to be a conventional device.
-    pub(crate) fn open_at(site: &Site, options: FileOptions) -> Result<Self, OpenError> {
+    /// Opens what was found to be a conventional device, to write to it or only to read.
+    pub(crate) fn open_at(site: &Site, options: FileOptions, write: bool) -> Result<Self, OpenError> {
         let path = site.path();
         let error = |step, source| OpenError::Io { step, path: path.to_path_buf(), source };
         let lock = DeviceLock::take(path, site.node()).map_err(|refused| match refused {
@@ -95,7 +95,7 @@ impl FileDevice {
         let superblock = superblock_of(path, lock.file())?;
 
         let descriptor = |flags| {
-            let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+            let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
             file.map_err(|source| {
                 site.not_writable(&source).map_or_else(|| error("open", source), OpenError::Refused)
             })
@@ -236,33 +236,7 @@ impl FileMedia {
 }
 
 impl Media for FileMedia {
-    fn geometry(&self) -> &Geometry {
-        self.admission.geometry()
-    }
-
-    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.admission.report())
-    }
-
-    async fn write(
-        &self,
-        chunk: ChunkId,
-        sector: u32,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<(), MediaError>, AlignedBuf) {
-        let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
-        (result.map(drop), buf)
-    }
-
-    async fn append(
-        &self,
-        chunk: ChunkId,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<u32, MediaError>, AlignedBuf) {
-        self.place("append", chunk, None, buf, durability).await
-    }
+    admitted_media!();
 
     async fn read(
         &self,
@@ -302,10 +276,6 @@ impl Media for FileMedia {
             self.plain.get().map_err(failed)?.sync_data().await.map_err(failed)
         };
         self.device.shared.barrier.flush(flush).await
-    }
-
-    fn counters(&self) -> MediaCounters {
-        self.admission.counters()
     }
 }
 

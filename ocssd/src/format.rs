@@ -502,12 +502,18 @@ impl Target<'_> {
 
 /// The superblock of an open file or block device. The outer error is the system's.
 pub(crate) fn read_superblock(file: &File) -> io::Result<Result<Superblock, SuperblockError>> {
+    let copies = read_copies(file)?;
+    Ok(Superblock::choose([&copies[0], &copies[1]]))
+}
+
+/// What stands in the places of both copies, as far as the file reaches.
+pub(crate) fn read_copies(file: &File) -> io::Result<[Vec<u8>; 2]> {
     let mut copies = [vec![0; COPY_BYTES], vec![0; COPY_BYTES]];
     for (copy, offset) in copies.iter_mut().zip(COPY_OFFSETS) {
         let read = read_up_to(file, copy, offset)?;
         copy.truncate(read);
     }
-    Ok(Superblock::choose([&copies[0], &copies[1]]))
+    Ok(copies)
 }
 
 /// Fills `bytes` as far as the file reaches.

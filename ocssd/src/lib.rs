@@ -44,6 +44,7 @@ mod line;
 mod lock;
 pub mod media;
 pub mod nvme;
+mod overlay;
 pub mod policy;
 mod probe;
 mod ring_file;
@@ -69,6 +70,7 @@ pub use media::{
     ChunkInfo, ChunkState, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice, NoticeKind,
 };
 pub use nvme::NamespaceError;
+pub use overlay::Overlay;
 pub use scrubber::{Scrubber, Step, Verdict};
 pub use sim::{FaultRates, SimMedia, SimOptions};
 pub use superblock::{Superblock, SuperblockError};

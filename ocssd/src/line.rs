@@ -34,6 +34,12 @@ impl Line {
         }
     }
 
+    /// Sends everybody away who waits; who is polled all the same waits again, behind those who came meanwhile. Returns their
+    /// wakers, for the caller to drop when nothing is borrowed.
+    pub(crate) fn forget(&mut self) -> VecDeque<(u64, Waker)> {
+        std::mem::take(&mut self.waiting)
+    }
+
     /// How many wait.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -65,7 +71,10 @@ impl<S, T, F: FnMut(&mut S) -> Option<T> + Unpin> Future for Turn<'_, S, F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         let this = self.get_mut();
         let mut state = this.state.borrow_mut();
-        let front = (this.line)(&mut state).waiting.front().map(|(ticket, _)| *ticket);
+        let line = (this.line)(&mut state);
+        // A line that forgot who waits begins anew.
+        this.ticket = this.ticket.filter(|ticket| line.waiting.iter().any(|(waiting, _)| waiting == ticket));
+        let front = line.waiting.front().map(|(ticket, _)| *ticket);
         if front == this.ticket
             && let Some(taken) = (this.take)(&mut state)
         {
@@ -173,6 +182,21 @@ mod tests {
         drop(first);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(is_served(&mut second, &woken));
+        assert_eq!(places.borrow().line.len(), 0);
+    }
+
+    #[test]
+    fn who_was_forgotten_and_comes_again_stands_at_the_end() {
+        let places = RefCell::new(Places::default());
+        let woken = Arc::new(Woken::default());
+        let (mut first, mut second) = (wait(&places, 1), wait(&places, 1));
+        assert!(!is_served(&mut first, &woken));
+        drop(places.borrow_mut().line.forget());
+        assert!(!is_served(&mut second, &woken));
+        places.borrow_mut().free = 2;
+        assert!(!is_served(&mut first, &woken));
+        assert!(is_served(&mut second, &woken));
+        assert!(is_served(&mut first, &woken));
         assert_eq!(places.borrow().line.len(), 0);
     }
 }

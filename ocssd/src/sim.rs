@@ -161,7 +161,8 @@ impl SimMedia {
     }
 
     /// Brings the device back with whatever survived, and takes this handle into its new life. Armed
-    /// faults and a pending [`Self::crash_after`] are disarmed; bad sectors stay. Counters start at zero.
+    /// faults and a pending [`Self::crash_after`] are disarmed; bad sectors below write pointers stay. Counters
+    /// start at zero.
     ///
     /// Cuts the power first if it is on.
     pub fn power_on(&self) {

@@ -71,7 +71,7 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
-fn slice_id(superblock: &Superblock, shard: u32) -> SliceId {
+pub(crate) fn slice_id(superblock: &Superblock, shard: u32) -> SliceId {
     SliceId { cluster: superblock.cluster, node: superblock.node, shard }
 }
 

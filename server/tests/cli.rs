@@ -365,6 +365,95 @@ fn a_check_leaves_the_device_alone_and_says_what_a_start_would() {
     node.refuses("formatted for 1 shards");
 }
 
+/// All bytes of the device.
+fn bytes_of(path: &Path) -> Vec<u8> {
+    fs::read(path).expect("readable")
+}
+
+/// A stopped node's device is told, verified, and not changed; while the node runs, and where something is broken, that is
+/// said. Fails on emulated flash if looking opens it as a start does: that counts the openings in its file, and finishes
+/// what was open.
+#[test]
+fn a_stopped_device_is_inspected_and_left_as_it_was() {
+    for media in [&["--size", ROOMY][..], &["--media", "flash", "--size", "192MiB"]] {
+        let node = OneNode::new();
+        let data = node.data.to_str().unwrap();
+        let port = free_ports(2);
+        node.configure(CLUSTER, 1, 1, port, "partitions = 2\nelection_timeout_ms = 100\nheartbeat_ms = 20");
+        run(["inspect", data]).code(1);
+        node.format(media).code(0);
+        let text = run(["inspect", data, "--verify"]).code(0).text();
+        assert_eq!(text, "sound\n");
+
+        let address = format!("127.0.0.1:{port}");
+        let child = terrane()
+            .args(["start", "--config", node.config.to_str().unwrap()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let running = Running(child);
+        until(|| run(["put", "key", "value", "--addr", &address]).code == Some(0));
+        run(["inspect", data]).code(1).says("in use");
+        // As a crash leaves it.
+        drop(running);
+
+        let before = bytes_of(&node.data);
+        let objects: Vec<Value> = run(["inspect", data, "--json", "--frames", "--groups"])
+            .code(0)
+            .text()
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a JSON object on each line"))
+            .collect();
+        let (device, slice) = (&objects[0]["device"], &objects[objects.len() - 1]["slice"]);
+        assert_eq!((&device["node"], &device["slices"]), (&1.into(), &1.into()));
+        assert_eq!(slice["sound"], true, "{slice}");
+        let frames: Vec<&Value> =
+            objects.iter().map(|object| &object["frame"]).filter(|at| at.is_object()).collect();
+        let told: u64 =
+            slice["segments"].as_array().unwrap().iter().map(|at| at["frames"].as_u64().unwrap_or(0)).sum();
+        assert_eq!((frames.len() as u64, slice["log"]["frames"].as_u64()), (told, Some(told)));
+        let groups = slice["log"]["groups"].as_array().expect("groups were asked for");
+        assert_eq!(groups.len(), 2);
+        // The put, applied or known by the log alone.
+        assert!(groups.iter().any(|group| group["last"].as_u64() > Some(1)), "{groups:?}");
+
+        let text = run(["inspect", data, "--groups", "--frames"]).code(0).text();
+        assert!(text.contains("laid out for node 1") && text.contains("valid, newest"), "{text}");
+        assert!(text.contains("state at") && text.contains("counts"), "{text}");
+        let text = run(["inspect", data, "--headers"]).code(0).text();
+        assert!(text.contains("slice 0") && !text.contains("frames count"), "{text}");
+        run(["inspect", data, "--slice", "1"]).code(2).says("no slice 1");
+        run(["inspect", data, "--verify", "--frames"]).code(2);
+        assert!(bytes_of(&node.data) == before, "looking at it wrote to it");
+
+        // One byte of the frame before the last.
+        if media[0] == "--size" {
+            let frame = frames[frames.len() - 2];
+            let number = |name: &str| frame[name].as_u64().unwrap();
+            let sector_bytes = device["sector_bytes"].as_u64().unwrap();
+            let at = (1 << 20) + number("chunk") * (8 << 20) + number("sector") * sector_bytes + 70;
+            let file = fs::File::options().write(true).open(&node.data).expect("writable");
+            file.write_all_at(&[!before[at as usize]], at).expect("written");
+            let done = run(["inspect", data, "--verify"]).code(6).says("missing or broken: slice 0");
+            let text = done.text();
+            assert!(text.contains(&format!("frame {} of epoch 1 is missing", number("number"))), "{text}");
+            assert!(text.contains(&format!("sector {}: a frame is not whole", number("sector"))), "{text}");
+            // And the first copy of the superblock.
+            file.write_all_at(&[7], 40).expect("written");
+            let done = run(["inspect", data, "--json"]).code(6).says("superblock copy 0, slice 0");
+            let text = done.text();
+            let objects: Vec<Value> =
+                text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            assert_eq!(objects[0]["device"]["superblock_copies"][0]["valid"], false);
+            assert_eq!(objects[0]["device"]["superblock_copies"][1]["valid"], true);
+            assert_eq!(
+                (&objects[1]["slice"]["sound"], &objects[2]["error"]),
+                (&false.into(), &"damaged".into())
+            );
+        }
+    }
+}
+
 #[test]
 fn a_busy_port_is_named() {
     let node = OneNode::new();

@@ -4,6 +4,8 @@
 //! one page have one size: an update overwrites the old one in place. Chunk numbers have at least five bits to spare (a
 //! slice has fewer than 2^27 chunks), so a flag, such as "the value expires", costs a bit of them and no byte.
 
+use crate::policy::heat::Heat;
+
 /// Where a record stands. The chunk's generation is the segment table's business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -32,11 +34,18 @@ pub struct Located {
     pub version: u64,
     /// Where its record stands.
     pub place: Place,
+    /// How often it is overwritten.
+    pub heat: Heat,
 }
 
 impl Located {
     /// What a separator carries: it takes no bytes.
-    pub(super) const NOTHING: Self = Self { version: 0, place: Place::PENDING };
+    pub(super) const NOTHING: Self = Self { version: 0, place: Place::PENDING, heat: Heat::NEW };
+
+    /// A version of a key of which nothing else is known.
+    pub fn new(version: u64, place: Place) -> Self {
+        Self { version, place, heat: Heat::NEW }
+    }
 }
 
 /// Bytes that each part of a page's locations takes.
@@ -46,10 +55,11 @@ pub(super) struct Widths {
     offset: u8,
     length: u8,
     version: u8,
+    heat: u8,
 }
 
 /// The widest location, in bytes.
-pub(super) const LOCATION_BYTES_MAX: usize = 20;
+pub(super) const LOCATION_BYTES_MAX: usize = 22;
 
 /// Locations are packed and unpacked by words, the last of which may reach beyond the location.
 const WORD_BYTES: usize = 8;
@@ -79,6 +89,7 @@ impl Widths {
             offset: width(located.place.offset.into()),
             length: width(located.place.length.into()),
             version: width(located.version),
+            heat: width(located.heat.to_bits().into()),
         }
     }
 
@@ -89,12 +100,13 @@ impl Widths {
             offset: self.offset.max(other.offset),
             length: self.length.max(other.length),
             version: self.version.max(other.version),
+            heat: self.heat.max(other.heat),
         }
     }
 
     /// Bytes of a location.
     pub(super) fn total(self) -> usize {
-        usize::from(self.chunk + self.offset + self.length + self.version)
+        usize::from(self.chunk + self.offset + self.length + self.version + self.heat)
     }
 
     /// Fills `out`, which has [`Widths::total`] bytes, with a location that the widths hold.
@@ -108,6 +120,7 @@ impl Widths {
             (located.place.offset.into(), self.offset),
             (located.place.length.into(), self.length),
             (located.version, self.version),
+            (located.heat.to_bits().into(), self.heat),
         ] {
             put_word(&mut bytes, at, value);
             at += usize::from(width);
@@ -123,6 +136,7 @@ impl Widths {
         let offset_at = usize::from(self.chunk);
         let length_at = offset_at + usize::from(self.offset);
         let version_at = length_at + usize::from(self.length);
+        let heat_at = version_at + usize::from(self.version);
         Located {
             version: word(&bytes, version_at, self.version),
             place: Place {
@@ -130,6 +144,7 @@ impl Widths {
                 offset: word(&bytes, offset_at, self.offset) as u32,
                 length: word(&bytes, length_at, self.length) as u32,
             },
+            heat: Heat::from_bits(word(&bytes, heat_at, self.heat) as u16),
         }
     }
 }
@@ -142,8 +157,9 @@ mod tests {
     fn located() -> impl Strategy<Value = Located> {
         let number =
             || any::<u32>().prop_flat_map(|value| (0..=32_u32).prop_map(move |bits| value.checked_shr(bits)));
-        (number(), number(), number(), any::<u64>(), 0..=64_u32).prop_map(
-            |(chunk, offset, length, version, bits)| Located {
+        (number(), number(), number(), any::<u64>(), 0..=64_u32, any::<u16>()).prop_map(
+            |(chunk, offset, length, version, bits, heat)| Located {
+                heat: Heat::from_bits(heat),
                 version: version.checked_shr(bits).unwrap_or(0),
                 place: Place {
                     chunk: chunk.unwrap_or(0),
@@ -169,9 +185,10 @@ mod tests {
     #[test]
     fn widths_are_the_least_ones() {
         let place = Place { chunk: 255, offset: 256, length: 0 };
-        assert_eq!(Widths::of(Located { version: 1 << 56, place }).total(), 1 + 2 + 8);
+        assert_eq!(Widths::of(Located::new(1 << 56, place)).total(), 1 + 2 + 8);
         assert_eq!(Widths::of(Located::NOTHING).total(), 0);
         let most = Located {
+            heat: Heat::from_bits(u16::MAX),
             version: u64::MAX,
             place: Place { chunk: u32::MAX, offset: u32::MAX, length: u32::MAX },
         };

@@ -61,7 +61,7 @@ impl IndexMerge {
     /// A record that deleted the key.
     pub fn delete(&mut self, key: &[u8], version: u64) {
         self.deletions = true;
-        self.found(key, Located { version, place: TOMBSTONE });
+        self.found(key, Located::new(version, TOMBSTONE));
     }
 
     fn found(&mut self, key: &[u8], located: Located) {

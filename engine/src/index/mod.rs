@@ -54,6 +54,15 @@ impl Index {
 
     /// Points the key at `located` and returns what it pointed at before.
     pub fn insert(&mut self, key: &[u8], located: Located) -> Option<Located> {
+        self.update(key, |_| located)
+    }
+
+    /// Points the key at what `located` makes of what it points at now, which is returned.
+    pub fn update(
+        &mut self,
+        key: &[u8],
+        located: impl FnOnce(Option<Located>) -> Located,
+    ) -> Option<Located> {
         let (old, split) = self.root.insert(key, located, &mut self.memory_bytes);
         if let Some(Split { separator, right }) = split {
             let left = std::mem::take(&mut self.root);
@@ -91,10 +100,10 @@ impl Index {
         self.amend(key, |known| (known.version == version).then_some(place))
     }
 
-    /// The key's record was copied to `place`. False, and nothing happens, if the key does not point at `copied` any more:
-    /// then the copy is dead.
-    pub fn relocate(&mut self, key: &[u8], copied: Located, place: Place) -> bool {
-        self.amend(key, |known| (known == copied).then_some(place)).is_some()
+    /// The record of this version was copied from one place to another. False, and nothing happens, if the key does not
+    /// point at what was copied any more: then the copy is dead.
+    pub fn relocate(&mut self, key: &[u8], version: u64, from: Place, to: Place) -> bool {
+        self.amend(key, |known| ((known.version, known.place) == (version, from)).then_some(to)).is_some()
     }
 
     /// Returns the place before.

@@ -70,11 +70,11 @@ impl Node {
         }
     }
 
-    /// Points the key at `located`. `memory_bytes` follows what the tree allocates.
+    /// Points the key at what `located` makes of what it points at now. `memory_bytes` follows what the tree allocates.
     pub(super) fn insert(
         &mut self,
         key: &[u8],
-        located: Located,
+        located: impl FnOnce(Option<Located>) -> Located,
         memory_bytes: &mut u64,
     ) -> (Option<Located>, Option<Split>) {
         match self {
@@ -88,10 +88,10 @@ impl Node {
                 let (old, split) = match page.search(key) {
                     Ok(at) => {
                         let old = page.located(at);
-                        page.set_located(at, located);
+                        page.set_located(at, located(Some(old)));
                         (Some(old), None)
                     }
-                    Err(at) => (None, insert_into(page, at, key, located)),
+                    Err(at) => (None, insert_into(page, at, key, located(None))),
                 };
                 *memory_bytes += page.memory_bytes();
                 let split = split.map(|(separator, right)| {

@@ -9,6 +9,7 @@ use rand_pcg::Pcg64;
 
 use super::*;
 use crate::op::KEY_BYTES_MAX;
+use crate::policy::heat::Heat;
 
 type Model = BTreeMap<Vec<u8>, Located>;
 
@@ -22,7 +23,7 @@ impl Index {
 }
 
 fn at(version: u64) -> Located {
-    Located { version, place: Place { chunk: 1, offset: version as u32, length: 10 } }
+    Located::new(version, Place { chunk: 1, offset: version as u32, length: 10 })
 }
 
 fn collect(index: &Index, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Vec<(Vec<u8>, Located)> {
@@ -102,7 +103,8 @@ fn located(random: &mut Pcg64, version: u64) -> Located {
     let any = |random: &mut Pcg64| random.random::<u32>() >> random.random_range(0..32_u32);
     let place = Place { chunk: any(random), offset: any(random), length: any(random) };
     let wide = random.random_ratio(1, 1000);
-    Located { version: if wide { version << 40 } else { version }, place }
+    let heat = if random.random_ratio(1, 8) { Heat::from_bits(random.random()) } else { Heat::NEW };
+    Located { version: if wide { version << 40 } else { version }, place, heat }
 }
 
 fn seeds() -> Vec<u64> {
@@ -149,10 +151,12 @@ fn run(keys: Keys, operations: u32) {
                 }
                 8 => {
                     let from = if random.random::<bool>() { known.unwrap_or(new) } else { new };
-                    let moved = index.relocate(&key, from, new.place);
-                    assert_eq!(moved, known == Some(from));
-                    if moved {
-                        model.insert(key, Located { place: new.place, ..from });
+                    let moved = index.relocate(&key, from.version, from.place, new.place);
+                    let same =
+                        known.filter(|known| (known.version, known.place) == (from.version, from.place));
+                    assert_eq!(moved, same.is_some());
+                    if let Some(known) = same {
+                        model.insert(key, Located { place: new.place, ..known });
                     }
                 }
                 _ => {
@@ -301,7 +305,7 @@ fn only_the_live_version_is_repointed() {
     index.repoint(b"k", 4, place);
     assert_eq!(index.get(b"k"), Some(at(5)));
     index.repoint(b"k", 5, place);
-    assert_eq!(index.get(b"k"), Some(Located { version: 5, place }));
+    assert_eq!(index.get(b"k"), Some(Located::new(5, place)));
     assert_eq!(index.remove(b"k").map(|located| located.version), Some(5));
     assert_eq!((index.get(b"k"), index.len()), (None, 0));
 }
@@ -311,14 +315,14 @@ fn only_the_live_version_is_repointed() {
 fn rule_1_only_the_record_that_was_copied_is_relocated() {
     let mut index = Index::default();
     let copy = Place { chunk: 7, offset: 1, length: 10 };
-    assert!(!index.relocate(b"k", at(5), copy), "the key is gone");
+    let here = at(5).place;
+    assert!(!index.relocate(b"k", 5, here, copy), "the key is gone");
     index.insert(b"k", at(5));
-    assert!(!index.relocate(b"k", at(4), copy), "another version");
-    let elsewhere = Located { place: Place { chunk: 3, ..at(5).place }, ..at(5) };
-    assert!(!index.relocate(b"k", elsewhere, copy), "another copy");
+    assert!(!index.relocate(b"k", 4, here, copy), "another version");
+    assert!(!index.relocate(b"k", 5, Place { chunk: 3, ..here }, copy), "another copy");
     assert_eq!(index.get(b"k"), Some(at(5)));
-    assert!(index.relocate(b"k", at(5), copy));
-    assert_eq!(index.get(b"k"), Some(Located { version: 5, place: copy }));
+    assert!(index.relocate(b"k", 5, here, copy));
+    assert_eq!(index.get(b"k"), Some(Located::new(5, copy)));
 }
 
 #[test]
@@ -419,7 +423,7 @@ proptest! {
                 true => merge.delete(&key(number), version),
                 false => {
                     // The same record stands in two places: the later one counts.
-                    merge.put(&key(number), Located { place: Place { chunk: 9, ..at(version).place }, version });
+                    merge.put(&key(number), Located::new(version, Place { chunk: 9, ..at(version).place }));
                     merge.put(&key(number), at(version));
                 }
             }

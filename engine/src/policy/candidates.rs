@@ -76,9 +76,15 @@ impl Candidates {
     /// # Panics
     /// If more died than was alive.
     pub fn died(&mut self, segment: ChunkId, bytes: u64) {
+        let Some(live_bytes) = self.get(segment).map(|stats| stats.live_bytes) else { return };
+        self.hold(segment, live_bytes.checked_sub(bytes).expect("what dies was alive"));
+    }
+
+    /// So many bytes of a segment are alive now. Nothing happens if it is not here.
+    pub fn hold(&mut self, segment: ChunkId, live_bytes: u64) {
         let Some(stats) = self.segments.get_mut(segment.0 as usize).and_then(Option::as_mut) else { return };
         let before = cell(stats);
-        stats.live_bytes = stats.live_bytes.checked_sub(bytes).expect("what dies was alive");
+        stats.live_bytes = live_bytes;
         let (after, key) = (cell(stats), (stats.filled_at, segment));
         if before != after {
             self.cells[before].remove(&key);

@@ -1,8 +1,8 @@
 //! What cleaning decides, apart from how it is carried out: where a record goes, which segment is cleaned next, how fast.
 //!
-//! Everything here is a pure function or a small state machine over numbers that the engine has at hand anyway. The store cleans
-//! by a simpler rule so far (`cleaning.rs`); only `benches/policy` asks these, and prints what they make of a trace
-//! (`docs/decisions/0008-cleaning.md`). The store is to ask the same functions, and does the I/O.
+//! Everything here is a pure function or a small state machine over numbers that the engine has at hand anyway. The store asks
+//! (`cleaning.rs`, `flusher.rs`) and does the I/O; `benches/policy` asks the same functions, and prints what they make of a
+//! trace (`docs/decisions/0008-cleaning.md`).
 //!
 //! | module | decides |
 //! |---|---|

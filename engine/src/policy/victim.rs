@@ -90,6 +90,11 @@ impl Contents {
         self.byte_times += u128::from(bytes) * u128::from(now.0);
     }
 
+    /// Nothing was put into it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// The interval at which its records die, all of them together.
     pub fn interval_bytes(&self) -> u64 {
         if self.bytes == 0 { u64::MAX } else { (self.bytes as f64 / self.dying) as u64 }

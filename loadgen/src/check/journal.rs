@@ -12,10 +12,15 @@
 //! they had ceased. That proves less and claims nothing false. A tail that was cut short is left out and said; damage
 //! before the tail is an error.
 //!
+//! While it is written it is called `FILE.unfinished`; every end but being killed gives it its name. What was killed can
+//! be verified under that name.
+//!
+//! Invariant: a record is replaced only by one that holds a write, and an unfinished one by nothing.
+//!
 //! To check, the file is read once per *window* of records, and only the window's promises are held ([`Ledger`]).
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +29,7 @@ use anyhow::{Context, bail, ensure};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::check::ledger::{Ledger, Promise};
+use crate::output::{self, Growing, Leftover, unfinished};
 use crate::workload::names::{KEY_BYTES_MAX, KEY_BYTES_MIN, Names, Order};
 
 const MAGIC: &[u8; 8] = b"terrjrnl";
@@ -110,20 +116,41 @@ pub(crate) struct Journal {
 
 #[derive(Debug)]
 struct Open {
-    file: BufWriter<File>,
+    file: BufWriter<Growing>,
     flushed: Instant,
+    /// Writes noted.
+    writes: u64,
 }
 
 impl Journal {
-    /// Begins the file, in place of any older one.
+    /// Whether [`create`](Self::create) would succeed; changes nothing.
+    ///
+    /// # Errors
+    /// If it would not.
+    pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
+        output::check("--record", path)?;
+        if unfinished(path).exists() {
+            bail!(left_over(path));
+        }
+        Ok(())
+    }
+
+    /// Begins the file.
+    ///
+    /// # Errors
+    /// If it cannot be written, or a run that was killed left one of this name.
     pub(crate) fn create(path: &Path, about: About) -> anyhow::Result<Journal> {
-        let file = File::create(path)
-            .with_context(|| format!("--record {}: it cannot be written", path.display()))?;
-        let mut file = BufWriter::with_capacity(1 << 18, file);
-        file.write_all(&about.encode())
-            .and_then(|()| file.flush())
-            .with_context(|| format!("--record {}: it cannot be written", path.display()))?;
-        let open = Open { file, flushed: Instant::now() };
+        let told = |error: io::Error| match error.kind() {
+            ErrorKind::AlreadyExists => anyhow::anyhow!(left_over(path)),
+            _ => anyhow::Error::from(error).context(output::cannot_be_written("--record", path)),
+        };
+        let mut file = Growing::begin(path, Leftover::Refused).map_err(told)?;
+        if let Err(error) = file.write_all(&about.encode()) {
+            file.discard();
+            return Err(told(error));
+        }
+        let file = BufWriter::with_capacity(1 << 18, file);
+        let open = Open { file, flushed: Instant::now(), writes: 0 };
         Ok(Journal { path: path.to_owned(), open: Mutex::new(open) })
     }
 
@@ -134,6 +161,7 @@ impl Journal {
     pub(crate) fn note(&self, record: u64, promise: Promise, now: Instant) -> Result<(), String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = open.file.write_all(&encode_entry(record, promise));
+        open.writes += 1;
         if now.saturating_duration_since(open.flushed) >= FLUSH_EVERY {
             done = done.and_then(|()| open.file.flush());
             open.flushed = now;
@@ -143,14 +171,56 @@ impl Journal {
         })
     }
 
-    /// Writes out what is buffered, and waits until it is durable.
-    pub(crate) fn finish(&self) -> anyhow::Result<()> {
+    /// Writes out what is buffered, waits until it is durable, and gives the file its name; tells how many writes were
+    /// noted. A record of none is removed, and an older one of that name stays.
+    ///
+    /// # Errors
+    /// If it could not be written to its end; what could be has the name.
+    pub(crate) fn finish(&self) -> anyhow::Result<u64> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.file
-            .flush()
-            .and_then(|()| open.file.get_ref().sync_all())
+        let writes = open.writes;
+        if writes == 0 {
+            open.file.get_mut().discard();
+            return Ok(0);
+        }
+        let flushed = open.file.flush();
+        let named = open.file.get_mut().finish();
+        flushed
+            .and(named)
+            .map(|()| writes)
             .with_context(|| format!("--record {}: it could not be written to its end", self.path.display()))
     }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let path = self.path.display();
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Unless it was finished, something went wrong: what it holds is what someone will want to see.
+        match open.writes {
+            0 => open.file.get_mut().discard(),
+            writes => {
+                if let Some(unfinished) = open.file.get_ref().unfinished() {
+                    eprintln!(
+                        "--record {path}: {writes} acknowledged writes are in {}",
+                        unfinished.display()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What to do where a run that was killed left a record.
+fn left_over(path: &Path) -> String {
+    let left = unfinished(path);
+    format!(
+        "--record {}: a run that was killed, or still goes on, left {}: verify it (`terrane-loadgen verify {}`), and \
+         move it away",
+        path.display(),
+        left.display(),
+        left.display()
+    )
 }
 
 /// The file when it is read back.
@@ -170,7 +240,14 @@ impl Recorded {
     /// Reads the header, and once through the entries.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Recorded> {
         let name = || format!("{}", path.display());
-        let mut file = BufReader::new(File::open(path).with_context(name)?);
+        let file = File::open(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound if unfinished(path).exists() => anyhow::anyhow!(
+                "it is not there, but {} is, from a run that was killed: verify that",
+                unfinished(path).display()
+            ),
+            _ => error.into(),
+        });
+        let mut file = BufReader::new(file.with_context(name)?);
         let mut header = [0; HEADER_BYTES];
         match file.read_exact(&mut header) {
             Ok(()) => {}
@@ -292,6 +369,40 @@ mod tests {
         assert!(error(&|bytes| bytes[0] ^= 1).contains("no record of acknowledged writes"));
         assert!(error(&|bytes| bytes[8] = 9).contains("its format is 9"));
         assert!(error(&|bytes| bytes.truncate(10)).contains("too short"));
+    }
+
+    /// A run that came to nothing emptied the record of the one before.
+    #[test]
+    fn a_record_of_nothing_leaves_the_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path(), &[(1, 1)]);
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(Journal::create(&path, about()).unwrap().finish().unwrap(), 0);
+        drop(Journal::create(&path, about()).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// Dropped before its end, as by an error; killed, it has what was flushed until then.
+    #[test]
+    fn what_was_recorded_until_an_error_stays_and_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path(), &[(1, 1)]);
+        Journal::check(&path).unwrap();
+        let journal = Journal::create(&path, about()).unwrap();
+        journal.note(2, promise(2), Instant::now()).unwrap();
+        drop(journal);
+        let left = unfinished(&path);
+        assert_eq!(Recorded::open(&left).unwrap().records, 3);
+        assert_eq!(Recorded::open(&path).unwrap().records, 2, "the older one");
+        for refused in [Journal::check(&path), Journal::create(&path, about()).map(drop)] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(left.to_str().unwrap()) && error.contains("verify it"), "{error}");
+        }
+        assert_eq!(Recorded::open(&left).unwrap().records, 3);
+        std::fs::remove_file(&path).unwrap();
+        let error = format!("{:#}", Recorded::open(&path).unwrap_err());
+        assert!(error.contains(left.to_str().unwrap()) && error.contains("verify that"), "{error}");
     }
 
     #[test]

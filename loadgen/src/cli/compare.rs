@@ -79,7 +79,7 @@ pub(crate) struct CompareArgs {
     pub(crate) clients: Vec<u32>,
 
     /// Bytes of keys and values that are loaded for each value size.
-    #[arg(long, default_value = "2GiB", value_parser = figures::size, value_name = "BYTES")]
+    #[arg(long, default_value = "2GiB", value_parser = scale, value_name = "BYTES")]
     pub(crate) scale: u64,
 
     /// Memory that each store may cache in. [default: a sixteenth of --scale]
@@ -176,11 +176,24 @@ impl CompareArgs {
     }
 }
 
+/// Bytes that are loaded: less than this measures no store.
+fn scale(text: &str) -> Result<u64, String> {
+    const MIN: u64 = 1 << 20;
+    match figures::size(text)? {
+        bytes if bytes >= MIN => Ok(bytes),
+        _ => Err(format!("at least {} are loaded", figures::bytes(MIN))),
+    }
+}
+
 fn setting(text: &str) -> Result<Override, String> {
     let wrong = || "a setting is TARGET.NAME=VALUE, for example rocksdb.write_buffer_size=128MiB".to_owned();
     let (path, value) = text.split_once('=').ok_or_else(wrong)?;
     let (target, name) = path.split_once('.').ok_or_else(wrong)?;
-    let target = Contestant::from_str(target, true)?;
+    let target = Contestant::from_str(target, true).map_err(|_| {
+        let known = Contestant::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let known: Vec<String> = known.map(|value| value.get_name().to_owned()).collect();
+        format!("'{target}' is no target: there are {}", known.join(", "))
+    })?;
     if name.is_empty() {
         return Err(wrong());
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 use crate::load::plan::{self, Bound, Outline, Pace, Plan};
 use crate::load::runner::Shape;
@@ -30,7 +31,7 @@ pub(crate) struct LoadArgs {
     pub(crate) value_size: Option<SizeLaw>,
 
     /// Bytes of each key, 8 to 256; by default as the workload says, 24.
-    #[arg(long, value_name = "BYTES", help_heading = "Workload")]
+    #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<usize>::new().range(8..=256), help_heading = "Workload")]
     pub(crate) key_size: Option<usize>,
 
     /// By which law records are picked; by default as the workload says.

@@ -61,7 +61,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) verify: bool,
 
-    /// Records every acknowledged write in this file, for `verify`: 32 bytes each.
+    /// Records every acknowledged write in this file, for `verify`: 32 bytes each. Called FILE.unfinished until the run
+    /// ends; a run that is killed leaves that.
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::cli::usage;
 use crate::report::figures;
 use crate::target::setup::Overrides;
 
@@ -204,6 +205,34 @@ impl TargetArgs {
             _ => "127.0.0.1:7400",
         };
         if self.addr.is_empty() { vec![usual.to_owned()] } else { self.addr.clone() }
+    }
+
+    /// Refuses what the target would ignore: whoever says `--mode nosync` to a cluster must not believe that it heard.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        const OF_EMBEDDED: &str = "is of embedded stores: a server has its own configuration";
+        const OF_SERVERS: &str = "is of servers, and this store is embedded";
+        let name = self.name();
+        let (servers, embedded) = (!name.is_embedded(), name.is_embedded());
+        for (given, ignored, option, what) in [
+            (self.data.is_some(), servers, "--data", "is the folder of an embedded store"),
+            (self.mode == Mode::Nosync, servers, "--mode nosync", OF_EMBEDDED),
+            (self.cache.is_some(), servers, "--cache", OF_EMBEDDED),
+            (!self.settings.is_empty(), servers, "--set", OF_EMBEDDED),
+            (self.capacity.is_some(), servers, "--capacity", OF_EMBEDDED),
+            (
+                self.trace.is_some(),
+                name != TargetName::Engine,
+                "--trace",
+                "records the media of --target engine",
+            ),
+            (self.blob, name != TargetName::Blobdb, "--blob", "is of --target rocksdb"),
+            (!self.addr.is_empty(), embedded, "--addr", OF_SERVERS),
+            (!self.server_pid.is_empty(), embedded, "--server-pid", OF_SERVERS),
+            (!self.server_data.is_empty(), embedded, "--server-data", OF_SERVERS),
+        ] {
+            usage(!(given && ignored), &format!("{option} {what} (the target is {})", name.name()))?;
+        }
+        Ok(())
     }
 
     /// Settings that are to be otherwise.

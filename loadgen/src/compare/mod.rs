@@ -5,14 +5,12 @@
 //! child        one measurement: `run` in a process of its own
 //! deploy       the servers that a networked target needs, for one measurement
 //! table        medians, ranges, ratios; as text, JSON and CSV
-//! checkpoint   the JSON while it is under way
 //! page         the same with charts
 //! ```
 //!
 //! Invariants: each measurement has a folder of its own, gone before the next begins; after every measurement the JSON
-//! holds all that is known.
+//! holds all that is known. Before the first has ended nothing is written: what an earlier comparison wrote stays.
 
-mod checkpoint;
 mod child;
 mod deploy;
 mod page;
@@ -28,17 +26,18 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::compare::{CompareArgs, Contestant};
-use crate::cli::target::{Config, Mode};
+use crate::cli::target::{Config, Mode, TargetName};
 use crate::compare::child::Arguments;
 use crate::compare::deploy::Servers;
 use crate::compare::plan::{Cell, Turn};
-use crate::compare::table::{Comparison, Note, PROVISIONAL, Row, Sample};
+use crate::compare::table::{Comparison, Note, Row, Sample};
 use crate::device;
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::output;
 use crate::place::Place;
 use crate::report::figures::{bytes, count, latency};
 use crate::report::machine::Machine;
-use crate::report::{begin_file, csv};
+use crate::report::{csv, write_json};
 
 /// Least that a store caches.
 const CACHE_MIN: u64 = 8 << 20;
@@ -47,16 +46,23 @@ const CACHE_MIN: u64 = 8 << 20;
 /// asked for. A virtual disk was seen to give 1.5 GB/s at 32 KiB; a target that outgrows its room is not measured.
 const THROUGHPUT_MAX: u64 = 1600 << 20;
 
+/// The same in writes per second, of small values: about twice what was seen of an embedded store, and of a server of one
+/// node on this machine.
+const WRITES_MAX: u64 = 250_000;
+const SERVED_WRITES_MAX: u64 = 150_000;
+
+/// What a small write takes beside its key and value, at most.
+const WRITE_OVERHEAD: u64 = 256;
+
 /// Runs it; gives whether everything was measured.
 pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow::Result<bool> {
     let targets = plan::targets(args)?;
     let turns = plan::turns(args, &targets);
     crate::cli::usage(!turns.is_empty(), "no target that was asked for has any of the modes asked for")?;
-    for (option, path) in [("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)] {
-        if let Some(path) = path {
-            begin_file(option, path)?;
-        }
+    for left_out in plan::left_out(args, &targets) {
+        eprintln!("{left_out}");
     }
+    output::check_all([("--json", &args.json), ("--csv", &args.csv), ("--html", &args.html)])?;
     let room = room(args, &turns);
     let place = match &args.data_dir {
         Some(folder) => Place::named(folder, room)?,
@@ -70,7 +76,7 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         command: "compare",
         version: env!("CARGO_PKG_VERSION"),
         partial: true,
-        provisional: targets.iter().any(|target| target.is_ours()).then_some(PROVISIONAL),
+        provisional: None,
         machine: Machine::of(Some(place.path())),
         scale_bytes: args.scale,
         cache_bytes: args.cache.unwrap_or((args.scale / 16).max(CACHE_MIN)),
@@ -124,18 +130,25 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         table.rows = table::rows(&samples);
         table.configurations = table::configurations(&told);
         table.warnings = warnings.iter().cloned().chain(table::doubts(&table.rows)).collect();
-        if let Some(path) = &args.json {
-            checkpoint::intermediate(&table, path);
+        // Hours of work are not lost with the last measurement. To a pipe it is written once, at the end.
+        if let Some(path) = args.json.as_ref().filter(|path| output::is_replaced(path))
+            && let Err(error) = write_json(&table, path)
+        {
+            eprintln!("warning: {error:#}; it is tried again after the next measurement");
         }
         settle(place.path()).await;
     }
     progress.clear();
+    if told.is_empty() && table.failures.is_empty() {
+        // Interrupted in the first measurement: no table of nothing in place of an older one.
+        return Err(anyhow::Error::from(Interrupted).context("nothing was measured, and nothing is written"));
+    }
     table.partial = interrupted || !table.failures.is_empty();
     tell(&table);
     // One that cannot be written does not keep the others from it.
     let mut written = Vec::new();
     if let Some(path) = &args.json {
-        written.push(checkpoint::last(&table, path));
+        written.push(write_json(&table, path));
     }
     if let Some(path) = &args.csv {
         written.push(csv::table(path, Row::COLUMNS, &table.rows));
@@ -171,8 +184,12 @@ async fn settle(place: &Path) {
 
 /// Bytes that one store, or one node, may occupy: what is loaded, all that the mixed phase can write (half of its
 /// operations do), and as much again by half for what surrounds small values in a log and for the unevenness of shards.
-fn store_bytes(args: &CompareArgs) -> u64 {
-    let mixed = (args.seconds + args.warmup).saturating_mul(THROUGHPUT_MAX / 2);
+fn store_bytes(args: &CompareArgs, turn: &Turn) -> u64 {
+    let embedded = turn.target.target().is_none_or(TargetName::is_embedded);
+    let writes = if embedded { WRITES_MAX } else { SERVED_WRITES_MAX };
+    let write = turn.cell.value_bytes + u64::from(args.key_size) + WRITE_OVERHEAD;
+    let throughput = writes.saturating_mul(write).min(THROUGHPUT_MAX / 2);
+    let mixed = (args.seconds + args.warmup).saturating_mul(throughput);
     let written = args.scale.saturating_add(args.scale / 4).saturating_add(mixed).max(1 << 30);
     let bytes = args.capacity.unwrap_or(written.saturating_add(written / 2));
     bytes.checked_next_multiple_of(64 << 20).unwrap_or(bytes)
@@ -181,9 +198,9 @@ fn store_bytes(args: &CompareArgs) -> u64 {
 /// Bytes that one measurement at a time may occupy at most.
 fn room(args: &CompareArgs, turns: &[Turn]) -> u64 {
     let of = |turn: &Turn| match turn.target {
-        Contestant::Device => args.scale,
-        Contestant::Cluster | Contestant::Etcd => store_bytes(args).saturating_mul(args.nodes.into()),
-        _ => store_bytes(args),
+        Contestant::Device => args.scale.max(device::SIZE_BYTES_MIN),
+        Contestant::Cluster | Contestant::Etcd => store_bytes(args, turn).saturating_mul(args.nodes.into()),
+        _ => store_bytes(args, turn),
     };
     turns.iter().map(of).max().unwrap_or(0)
 }
@@ -238,14 +255,14 @@ async fn one(
             .option("mode", mode.name())
             .option("config", config.name())
             .option("cache", table.cache_bytes)
-            .option("capacity", store_bytes(args))
+            .option("capacity", store_bytes(args, turn))
             .path("data", &data);
         for setting in args.settings.iter().filter(|setting| setting.target == turn.target) {
             arguments.option("set", format!("{}={}", setting.name, setting.value));
         }
     } else {
         arguments.option("connections", connections(turn));
-        let (capacity, cache) = (store_bytes(args), table.cache_bytes);
+        let (capacity, cache) = (store_bytes(args, turn), table.cache_bytes);
         let started = Servers::start(*turn, args, table.shards, capacity, cache, &data, &mut arguments);
         servers = interrupt.or_interrupted(started).await?;
     }
@@ -279,7 +296,8 @@ async fn probe(
         durable: turn.cell.mode == Mode::Sync,
     };
     let stop = device::Stop::default();
-    let (folder, scale) = (folder.to_owned(), args.scale);
+    // Little data are no less of a disk.
+    let (folder, scale) = (folder.to_owned(), args.scale.max(device::SIZE_BYTES_MIN));
     let window = Duration::from_secs(args.seconds.min(5));
     let work = tokio::task::spawn_blocking({
         let stop = stop.clone();
@@ -405,20 +423,26 @@ mod tests {
         args: CompareArgs,
     }
 
-    /// What must be free is what the hungriest turn lays out.
+    /// What must be free is what the hungriest turn lays out, and that is what can be written in its time. Small values
+    /// are slower in bytes than a disk: three nodes for 128 MiB of values of 1 KiB once wanted 78 GiB.
     #[test]
     fn room_is_asked_for_what_is_laid_out() {
+        // The room, and what the first target's store of the largest values takes of it.
         let room = |line: &str| {
             let args = Line::try_parse_from(format!("compare {line}").split_whitespace()).unwrap().args;
             let turns = plan::turns(&args, &args.targets);
-            (room(&args, &turns), store_bytes(&args))
+            let largest = turns.iter().max_by_key(|turn| turn.cell.value_bytes).unwrap();
+            (room(&args, &turns), store_bytes(&args, &Turn { target: args.targets[0], ..*largest }))
         };
-        let (needed, store) = room("--target device --target engine --scale 64MiB --seconds 1 --warmup 0");
+        let (needed, store) = room("--target engine --target device --scale 64MiB --seconds 1 --warmup 0");
         assert_eq!((needed, store), (3 << 29, 3 << 29), "1 GiB and half of it again");
         let (needed, store) = room("--target cluster --target engine --nodes 3 --scale 2GiB --seconds 20");
         assert_eq!(needed, 3 * store);
         assert!(store >= 3 * ((5 << 29) + 20 * (800 << 20)) / 2);
+        let (needed, store) = room("--target cluster --value-sizes 1024 --scale 128MiB");
+        assert!(needed == 3 * store && (10 << 30..20 << 30).contains(&needed), "{}", bytes(needed));
         assert_eq!(room("--target device --scale 64MiB").0, 64 << 20);
+        assert_eq!(room("--target device --scale 1MiB").0, device::SIZE_BYTES_MIN);
         assert_eq!(room("--target engine --capacity 100MiB"), (128 << 20, 128 << 20));
     }
 }

@@ -52,11 +52,6 @@ impl Contestant {
         })
     }
 
-    /// Whether it is Terrane, whose engine does not clean yet.
-    pub(crate) const fn is_ours(self) -> bool {
-        matches!(self, Contestant::Engine | Contestant::Cluster)
-    }
-
     /// Whether it has this mode. etcd always syncs; Redis is measured under two names.
     pub(crate) const fn has(self, mode: Mode) -> bool {
         let lacks = matches!(
@@ -119,6 +114,18 @@ pub(crate) fn turns(args: &CompareArgs, targets: &[Contestant]) -> Vec<Turn> {
     turns
 }
 
+/// Which targets are left out of which mode, in words.
+pub(crate) fn left_out(args: &CompareArgs, targets: &[Contestant]) -> Vec<String> {
+    let of = |mode: Mode| {
+        let other = if mode == Mode::Sync { Mode::Nosync } else { Mode::Sync };
+        targets.iter().filter(move |target| !target.has(mode)).map(move |target| {
+            let (name, mode, other) = (target.name(), mode.name(), other.name());
+            format!("{name} has no {mode} mode, and is not measured in it (it has --mode {other})")
+        })
+    };
+    args.mode.iter().copied().flat_map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +174,8 @@ mod tests {
         assert!(!Contestant::RedisEverysec.has(Mode::Sync) && Contestant::Redis.has(Mode::Sync));
         let args = args("--target device --mode nosync --quick");
         assert_eq!(turns(&args, &[Contestant::Etcd, Contestant::Device]).len(), 2, "two sizes of one target");
+        let said = "etcd has no nosync mode, and is not measured in it (it has --mode sync)";
+        assert_eq!(left_out(&args, &[Contestant::Etcd, Contestant::Device]), [said]);
     }
 
     #[cfg(not(feature = "rocksdb"))]

@@ -52,7 +52,13 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
         eprintln!("Laying out {} nodes of {each} in {}", args.nodes, place.path().display());
     }
     let layout = terrane::lay_out(&binary, args.nodes, args.shards, place.path(), size);
-    let layout = interrupt.or_interrupted(layout).await?;
+    let layout = interrupt.or_interrupted(layout).await.map_err(|error| match &args.data_dir {
+        Some(folder) if error.is::<Interrupted>() => error.context(format!(
+            "a cluster was being laid out in {}: what is there holds no data, remove it",
+            folder.display()
+        )),
+        _ => error,
+    })?;
     // Declared after the place: dropped, and so stopped, before the folder is removed.
     let mut nodes = Nodes::start(&binary, &layout)?;
     let leaders = interrupt.or_interrupted(terrane::wait_ready(&mut nodes, &layout)).await?;
@@ -112,6 +118,7 @@ pub(crate) async fn demo(args: &DemoArgs, interrupt: &Interrupt) -> anyhow::Resu
         report.verify = Some(verify);
         early = early.or(measured.early().cloned());
     }
+    crate::run::finish_log(&args.load, log)?;
     session.finish()?;
     nodes.check()?;
     for complaint in nodes.stop() {

@@ -31,6 +31,7 @@ use crate::cli::device::DeviceArgs;
 use crate::device::progress::Progress;
 use crate::device::scratch::Wanted;
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::output;
 
 pub(crate) use crate::device::cell::{Cell, Stop};
 pub(crate) use crate::device::report::{DeviceReport, Measured};
@@ -53,7 +54,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// [`Interrupted`] if it was, and whatever else ended it; what had been measured by then was told before.
 pub(crate) async fn run(args: &DeviceArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
-        crate::report::begin_file("--json", path)?;
+        output::check("--json", path)?;
     }
     let (stop, progress) = (Stop::default(), Arc::new(Progress::on_terminal()));
     let (send, done) = oneshot::channel();

@@ -143,9 +143,7 @@ pub(crate) fn name(size: u32, depth: u32, read_share: f64, durable: bool) -> Str
 impl DeviceReport {
     /// Writes it as JSON.
     pub(crate) fn write_json(&self, path: &Path) -> anyhow::Result<()> {
-        let mut json = serde_json::to_string_pretty(self).context("cannot turn the report into JSON")?;
-        json.push('\n');
-        std::fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
+        crate::report::write_json(self, path)
     }
 
     /// Reads one that was written with `--json`.

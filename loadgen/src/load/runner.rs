@@ -406,7 +406,9 @@ fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-        .with_context(|| format!("cannot pin a load thread to CPU {cpu}"))
+        .with_context(|| {
+            format!("cannot pin a load thread to CPU {cpu}: it is not there, or not for this process (`nproc`, `taskset -p $$`)")
+        })
 }
 
 /// A phase under way. Dropping it asks the workers to stop and does not wait for them.

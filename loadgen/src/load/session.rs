@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, SystemTimeError, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -434,7 +434,7 @@ impl<'a> Diary<'a> {
         self.cost(used);
         self.recent.clear();
         self.written = elapsed;
-        let drift = drift(self.wall.elapsed().ok(), self.started.elapsed());
+        let drift = drift(self.wall.elapsed(), self.started.elapsed());
         if drift > CLOCK_JUMP {
             self.warnings.push(format!(
                 "the wall clock jumped by {:.1} s at {:.0} s: times of day are off, latencies are not (they go by the monotonic clock)",
@@ -469,11 +469,11 @@ impl<'a> Diary<'a> {
     }
 }
 
-/// How far apart two clocks have run; a wall clock before its start (`None`) jumped back by at least that much.
-fn drift(wall: Option<Duration>, monotonic: Duration) -> Duration {
+/// How far apart two clocks have run; the wall clock may be before its start.
+fn drift(wall: Result<Duration, SystemTimeError>, monotonic: Duration) -> Duration {
     match wall {
-        Some(wall) => wall.abs_diff(monotonic),
-        None => Duration::MAX,
+        Ok(wall) => wall.abs_diff(monotonic),
+        Err(before) => before.duration() + monotonic,
     }
 }
 
@@ -518,5 +518,38 @@ fn own_cpu() -> Duration {
     match getrusage(UsageWho::RUSAGE_SELF) {
         Ok(usage) => duration(usage.user_time()) + duration(usage.system_time()),
         Err(errno) => unreachable!("asking for our own usage cannot fail: {errno}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A jump back was told as half an eternity.
+    #[test]
+    fn a_wall_clock_that_jumps_is_said_once_and_by_how_much() {
+        const JUMP: Duration = Duration::from_secs(100);
+        let mut diary = Diary::new(None);
+        for (jump, wall) in [("ahead", SystemTime::now() - JUMP), ("back", SystemTime::now() + JUMP)] {
+            diary.wall = wall;
+            for _ in 0..2 {
+                diary.write(diary.written + Duration::from_secs(1), "", true, &BTreeMap::new());
+            }
+            let warnings = std::mem::take(&mut diary.warnings);
+            assert_eq!(warnings.len(), 1, "{jump}: {warnings:?}");
+            // The test itself may be held up.
+            let by =
+                warnings[0].strip_prefix("the wall clock jumped by ").unwrap().split(' ').next().unwrap();
+            assert!((99.0..110.0).contains(&by.parse::<f64>().unwrap()), "{jump}: {warnings:?}");
+        }
+    }
+
+    #[test]
+    fn a_load_generator_that_stood_still_says_so() {
+        let mut diary = Diary::new(None);
+        diary.stood_still(Duration::from_secs(9), STANDSTILL - Duration::from_millis(1));
+        assert_eq!(diary.warnings, [""; 0]);
+        diary.stood_still(Duration::from_secs(9), Duration::from_secs(2));
+        assert!(diary.warnings[0].contains("stood still for 2.0 s at 9 s"), "{:?}", diary.warnings);
     }
 }

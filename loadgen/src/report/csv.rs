@@ -10,6 +10,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::measure::timeline::Second;
+use crate::output;
 
 /// The columns of the timeline: the fields of [`Second`], which says what they are. `device_written_bytes`,
 /// `user_bytes` and `cpu_seconds` count from the phase's start, `resident_bytes` is of the moment, all others
@@ -48,12 +49,13 @@ pub(crate) fn write(path: &Path, seconds: &[Second]) -> anyhow::Result<()> {
 /// If the file cannot be written, or a row has more or fewer fields than there are columns.
 pub(crate) fn table<R: Serialize>(path: &Path, columns: &[&str], rows: &[R]) -> anyhow::Result<()> {
     let told = || format!("cannot write the table {}", path.display());
-    let mut writer = csv::WriterBuilder::new().has_headers(false).from_path(path).with_context(told)?;
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     writer.write_record(columns).with_context(told)?;
     for row in rows {
         writer.serialize(row).with_context(told)?;
     }
-    writer.flush().with_context(told)
+    let text = writer.into_inner().map_err(csv::IntoInnerError::into_error).with_context(told)?;
+    output::whole(path, &text).with_context(told)
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@
 //! header's divisor says so.
 //!
 //! Invariant: each interval is in the file when [`Log::interval`] returns, so a run cut short leaves a log
-//! that reads.
+//! that reads; under its own name if it ended in order, as `FILE.unfinished` if it was killed.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -18,6 +17,8 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+
+use crate::output::{Growing, Leftover};
 
 /// Nanoseconds per unit of the `Interval_Max` column.
 const MAX_DIVISOR: f64 = 1e6;
@@ -29,7 +30,8 @@ const LEGEND: &str =
 /// A log that is being written.
 pub(crate) struct Log {
     path: PathBuf,
-    file: File,
+    file: Growing,
+    intervals: u64,
     serializer: V2DeflateSerializer,
 }
 
@@ -39,9 +41,10 @@ impl Log {
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn create(path: &Path, started: SystemTime) -> anyhow::Result<Log> {
-        let file =
-            File::create(path).with_context(|| format!("cannot write the latency log {}", path.display()))?;
-        let mut log = Log { path: path.to_owned(), file, serializer: V2DeflateSerializer::new() };
+        let file = Growing::begin(path, Leftover::Replaced)
+            .with_context(|| format!("cannot write the latency log {}", path.display()))?;
+        let serializer = V2DeflateSerializer::new();
+        let mut log = Log { path: path.to_owned(), file, intervals: 0, serializer };
         let mut header = Vec::new();
         IntervalLogWriterBuilder::new()
             .add_comment(concat!("[Logged with terrane-loadgen ", env!("CARGO_PKG_VERSION"), "]"))
@@ -88,13 +91,40 @@ impl Log {
             .begin_log_with(&mut text, &mut self.serializer)?
             .write_histogram(latencies, start, length, of_log)
             .with_context(|| format!("cannot encode latencies for {}", self.path.display()))?;
-        self.write(&text[header_bytes..])
+        self.write(&text[header_bytes..])?;
+        self.intervals += 1;
+        Ok(())
+    }
+
+    /// Ends the log, which gets its name; gives whether it holds anything. One without an interval is none, and an
+    /// older one of that name stays.
+    ///
+    /// # Errors
+    /// If the file cannot be brought to its end.
+    pub(crate) fn finish(mut self) -> anyhow::Result<bool> {
+        if self.intervals == 0 {
+            self.file.discard();
+            return Ok(false);
+        }
+        self.file
+            .finish()
+            .with_context(|| format!("cannot finish the latency log {}", self.path.display()))?;
+        Ok(true)
     }
 
     fn write(&mut self, text: &[u8]) -> anyhow::Result<()> {
         self.file
             .write_all(text)
             .with_context(|| format!("cannot write the latency log {}", self.path.display()))
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // On the way out of an error: what was measured until then stays, unfinished.
+        if self.intervals == 0 {
+            self.file.discard();
+        }
     }
 }
 
@@ -106,6 +136,7 @@ mod tests {
 
     use super::*;
     use crate::measure::tally::latencies;
+    use crate::output::unfinished;
 
     fn second(of: u64) -> (Duration, Duration) {
         (Duration::from_secs(of), Duration::from_secs(1))
@@ -148,7 +179,10 @@ mod tests {
             }
         }
         // Not closed: a run that is killed leaves what it had.
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = std::fs::read_to_string(unfinished(&path)).unwrap();
+        assert!(!path.exists());
+        assert!(log.finish().unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         let header: Vec<&str> = text.lines().take(7).collect();
         expect![[r##"
             #[Logged with terrane-loadgen VERSION]
@@ -190,10 +224,22 @@ mod tests {
         let path = folder.path().join("run.hlog");
         let mut log = Log::create(&path, SystemTime::UNIX_EPOCH).unwrap();
         log.interval("", second(5).0, second(5).1, &latencies()).unwrap();
+        log.finish().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let line = text.lines().last().unwrap();
         let encoded = line.strip_prefix("5.000,1.000,0.000,").unwrap();
         assert_eq!(decode(encoded).len(), 0);
+    }
+
+    #[test]
+    fn a_log_of_nothing_leaves_the_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.hlog");
+        std::fs::write(&path, "before").unwrap();
+        assert!(!Log::create(&path, SystemTime::UNIX_EPOCH).unwrap().finish().unwrap());
+        drop(Log::create(&path, SystemTime::UNIX_EPOCH).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -53,7 +53,6 @@ mod story;
 pub(crate) mod tables;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,6 +66,7 @@ use crate::measure::meter::{self, Counters, Used};
 use crate::measure::outage::Outage;
 use crate::measure::tally::{ByKind, Counts, Fault, Kind};
 use crate::measure::timeline::Second;
+use crate::output;
 use crate::report::machine::Machine;
 use crate::target::FailureKind;
 use crate::workload::spec::Spec;
@@ -600,17 +600,12 @@ impl Report {
     }
 }
 
-/// Empties a file that will be written to at the end. That it cannot be written is better said before a long run than
-/// after; and a run that fails leaves no older run's numbers behind.
-pub(crate) fn begin_file(option: &str, path: &Path) -> anyhow::Result<()> {
-    File::create(path).map(drop).with_context(|| format!("{option} {}: it cannot be written", path.display()))
-}
-
 /// Writes any report as JSON.
 pub(crate) fn write_json(report: &impl Serialize, path: &Path) -> anyhow::Result<()> {
     let mut json = serde_json::to_string_pretty(report).context("cannot turn the report into JSON")?;
     json.push('\n');
-    std::fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
+    output::whole(path, json.as_bytes())
+        .with_context(|| format!("cannot write the report to {}", path.display()))
 }
 
 #[cfg(test)]

@@ -93,7 +93,8 @@ impl Page {
     /// If the file cannot be written.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let html = self.html()?;
-        std::fs::write(path, html).with_context(|| format!("cannot write the page {}", path.display()))
+        crate::output::whole(path, html.as_bytes())
+            .with_context(|| format!("cannot write the page {}", path.display()))
     }
 
     /// The page as HTML.

@@ -1,16 +1,19 @@
 //! From the command line to a target: the one place that knows them all.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use anyhow::Context;
 
-use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs, TargetName};
+#[cfg(any(feature = "etcd", feature = "fjall", feature = "redis", feature = "rocksdb"))]
+use crate::cli::target::TargetName;
+use crate::cli::target::{Config, Mode, NotCompiledIn, TargetArgs};
 use crate::cli::usage;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::place::Place;
 use crate::target::Connect;
 use crate::target::cluster::ClusterConnect;
-use crate::target::engine::EngineConnect;
+use crate::target::engine::{EngineConnect, GiveUp};
 use crate::target::setup::Setup;
 
 /// What is going to be written: embedded stores are sized by it.
@@ -58,10 +61,7 @@ pub(crate) async fn with_target<V: Visit>(
     if let (false, Some(feature)) = (name.is_compiled_in(), name.feature()) {
         return Err(NotCompiledIn(name.name(), feature).into());
     }
-    usage(
-        args.trace.is_none() || name == TargetName::Engine,
-        "--trace records the media of the embedded engine: it needs --target engine",
-    )?;
+    args.check()?;
     if !name.is_embedded() {
         return match name {
             #[cfg(feature = "etcd")]
@@ -86,6 +86,7 @@ pub(crate) async fn with_target<V: Visit>(
             &format!("--data {folder_name}: no store is there; name the folder that an earlier run loaded"),
         )?;
     }
+    let existed = args.data.as_ref().is_some_and(|folder| folder.exists());
     // Declared first: removed after the store in it is closed.
     let place = match &args.data {
         Some(folder) => Place::named(folder, 0)?,
@@ -112,10 +113,34 @@ pub(crate) async fn with_target<V: Visit>(
             visit.visit(connect, settings).await
         }
         _ => {
-            let opening = off_this_thread(move || EngineConnect::new(setup));
-            let connect = interrupt.or_interrupted(opening).await.context("opening the embedded engine")?;
+            let give_up = GiveUp::default();
+            let asked = give_up.clone();
+            let mut opening = pin!(off_this_thread(move || EngineConnect::new(setup, &asked)));
+            let connect = match interrupt.or_interrupted(&mut opening).await {
+                Err(error) if error.is::<Interrupted>() => {
+                    let left = tokio::select! {
+                        () = give_up.give_up() => {
+                            if let (Some(folder), false) = (&args.data, existed) {
+                                // Made for the device; whatever else is in it by now keeps it.
+                                let _ = std::fs::remove_dir(folder);
+                            }
+                            "nothing is left of the device that was being laid out".to_owned()
+                        }
+                        _ = &mut opening => match &args.data {
+                            Some(folder) => format!("{} is laid out, and stays", folder.display()),
+                            None => "nothing is left of the device that was laid out".to_owned(),
+                        }
+                    };
+                    return Err(error.context(left));
+                }
+                opened => opened.context("opening the embedded engine")?,
+            };
             let settings = connect.settings();
-            visit.visit(connect, settings).await
+            let visited = visit.visit(connect.clone(), settings).await;
+            if visited.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+                connect.discard_traces();
+            }
+            visited
         }
     }
 }

@@ -267,6 +267,9 @@ impl Spec {
     /// `.toml`.
     pub(crate) fn named_or_file(text: &str) -> anyhow::Result<Spec> {
         let path = Path::new(text);
+        if path.is_dir() && text.contains(std::path::MAIN_SEPARATOR) {
+            bail!("{text} is a folder: give the path of a TOML file");
+        }
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml")) {
             let toml = fs::read_to_string(path)
                 .map_err(|error| anyhow!("cannot read the workload file {text}: {error}"))?;

@@ -109,10 +109,10 @@ async fn a_device_too_small_for_the_updates_loses_nothing() {
 #[tokio::test]
 async fn an_interrupted_run_leaves_a_store_that_opens() {
     let folder = Folder::new();
-    let args = "--data {}/data --mode nosync --records 100 --value-size 64 --rate 500 --seconds 600 --record {}/acknowledged";
+    let args = "--data {}/data --mode nosync --records 100 --value-size 64 --rate 500 --seconds 600 --record {}/acknowledged --trace {}/trace";
     let mut under_way = folder.starts(&run(args));
     // The device is open when the record is begun; one that runs is nobody else's.
-    while !folder.path("acknowledged").exists() {
+    while !folder.path("acknowledged.unfinished").exists() {
         assert!(under_way.runs());
         tokio::task::yield_now().await;
     }
@@ -126,23 +126,39 @@ async fn an_interrupted_run_leaves_a_store_that_opens() {
         "{}",
         ended.stderr
     );
-    let acknowledged = folder.path("acknowledged").metadata().unwrap().len() > 64;
+    assert!(folder.names().iter().all(|name| !name.ends_with("unfinished")), "{:?}", folder.names());
     let verify = "verify {}/acknowledged --target engine --data {}/data";
     // Interrupted before its first write it has nothing to verify.
-    folder.ends(i32::from(!acknowledged), verify).await;
+    folder.ends(i32::from(!folder.path("acknowledged").exists()), verify).await;
+    // Interrupted before its shards were open it has no trace.
+    if let Ok(trace) = std::fs::File::open(folder.path("trace.0")) {
+        assert_eq!(Trace::read(trace).unwrap().tail, Tail::Ended);
+    }
 }
 
-/// Laying out a large device can be interrupted; the next run lays it out anew.
+/// Laying out a large device can be interrupted: it leaves nothing, and reports of the same names as they were. The next
+/// run lays it out anew.
 #[tokio::test]
-async fn an_interrupted_layout_is_done_again() {
+async fn an_interrupted_layout_leaves_nothing_and_is_done_again() {
     let folder = Folder::new();
-    let mut under_way = folder.starts("run --target engine --capacity 2GiB --data {}/data");
+    let older = ["acknowledged", "csv", "hlog", "html", "json", "trace.0"];
+    folder.hold(&older);
+    let files =
+        "--json {}/json --csv {}/csv --hlog {}/hlog --html {}/html --record {}/acknowledged --trace {}/trace";
+    let mut under_way =
+        folder.starts(&format!("run --target engine --capacity 2GiB --data {{}}/data {files}"));
     while !folder.path("data/engine.terrane.unfinished").exists() {
         assert!(under_way.runs());
         tokio::task::yield_now().await;
     }
     under_way.signal(Signal::SIGINT);
-    under_way.end().await.with(130).complains(&["interrupted"]);
+    under_way.end().await.with(130).complains(&[
+        "Laying out",
+        "nothing is left of the device",
+        "interrupted",
+    ]);
+    folder.still_hold(&older);
+    assert_eq!(folder.names(), older);
     folder.ends(0, &run("--data {}/data --records 10 --operations 10 --verify")).await;
     assert!(folder.path("data/engine.terrane").metadata().unwrap().len() <= 40 << 20);
 }

@@ -75,10 +75,20 @@ async fn an_interrupted_run_keeps_what_it_measured() {
 async fn an_interrupted_load_keeps_what_it_measured() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
     let mut calls = calls(&cluster);
+    // What there is to tell replaces older files; where there is nothing they stay.
+    folder.hold(&["json", "csv", "hlog", "html", "acknowledged"]);
     let mut under_way = folder.starts(&run(&cluster, &format!("--records 100000000 {FILES}")));
     under_way.until(&mut calls, |calls| calls.puts >= 300).await;
     under_way.signal(Signal::SIGTERM);
-    under_way.end().await.with(130).tells(&["Load: ", "inserts", "Ended early: it was interrupted"]);
+    let ended = under_way.end().await.with(130);
+    ended.tells(&["Load: ", "inserts", "Ended early: it was interrupted"]);
+    let not_written = |option: &str, name: &str| {
+        format!("{option} {}: not written, for nothing was measured", folder.path(name).display())
+    };
+    let acknowledged = format!("acknowledged holds {} acknowledged writes", calls.borrow().puts);
+    ended.complains(&[&not_written("--csv", "csv"), &not_written("--hlog", "hlog"), &acknowledged]);
+    folder.still_hold(&["csv", "hlog"]);
+    assert_eq!(folder.names(), ["acknowledged", "csv", "hlog", "html", "json"]);
     let json = folder.json();
     assert_eq!((&json["partial"], &json["run"]), (&true.into(), &Value::Null));
     assert_eq!(json["load"]["operations"], calls.borrow().puts);
@@ -107,6 +117,47 @@ async fn an_interrupted_verification_is_no_success() {
     assert!((100..20_000).contains(&read), "{json}");
     assert_eq!(json["verify"]["unread"].as_u64().unwrap(), 20_000 - read);
     assert_eq!((&json["partial"], &json["ok"]), (&true.into(), &false.into()));
+}
+
+/// Killed, it leaves older files as they were, and its own under names that say what they are. What it had recorded as
+/// acknowledged can be verified, and is not overwritten by the next run.
+#[tokio::test]
+async fn a_killed_run_leaves_older_files_and_an_unfinished_record() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let older = ["csv", "hlog", "html", "json"];
+    folder.hold(&older);
+    let args = run(&cluster, &format!("--records 200 --clients 4 --seconds 600 {FILES}"));
+    let mut under_way = folder.starts(&args);
+    let unfinished = folder.path("acknowledged.unfinished");
+    // The record's first entries are flushed a second later, the log's first second is written then too.
+    let written = |name: &str, least: u64| folder.path(name).metadata().is_ok_and(|file| file.len() > least);
+    while !(written("acknowledged.unfinished", 64 + 200 * 32) && written("hlog.unfinished", 1024)) {
+        assert!(under_way.runs());
+        tokio::task::yield_now().await;
+    }
+    under_way.signal(Signal::SIGKILL);
+    under_way.end().await;
+    folder.still_hold(&older);
+    let mut names = [&older[..], &["acknowledged.unfinished", "hlog.unfinished"]].concat();
+    names.sort_unstable();
+    assert_eq!(folder.names(), names);
+
+    let left = std::fs::read(&unfinished).unwrap();
+    folder.ends(1, &args).await.complains(&[
+        "--record",
+        "acknowledged.unfinished",
+        "verify it",
+        "move it away",
+    ]);
+    assert_eq!(std::fs::read(&unfinished).unwrap(), left);
+    folder.still_hold(&older);
+    folder.ends(1, &verify(&cluster, "")).await.complains(&[
+        "is not there",
+        "acknowledged.unfinished",
+        "verify that",
+    ]);
+    folder.ends(0, &verify(&cluster, "").replace("acknowledged", "acknowledged.unfinished")).await;
+    assert_eq!(folder.json()["verify"]["intact"], 200);
 }
 
 /// All nodes, so that nobody leads.
@@ -140,12 +191,17 @@ async fn a_second_signal_does_not_wait_for_answers() {
 async fn a_run_that_still_connects_can_be_interrupted() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
     all(&cluster, Presence::Hung);
-    let mut under_way = folder.starts(&run(&cluster, "--records 10"));
+    let older = ["acknowledged", "csv", "hlog", "html", "json"];
+    folder.hold(&older);
+    let mut under_way = folder.starts(&run(&cluster, &format!("--records 10 {FILES}")));
     while cluster.connections(NodeId(1)) == 0 {
         assert!(under_way.runs());
         tokio::task::yield_now().await;
     }
-    insist(under_way).await.with(130);
+    under_way.signal(Signal::SIGINT);
+    under_way.end().await.with(130);
+    folder.still_hold(&older);
+    assert_eq!(folder.names(), older);
 }
 
 /// The cluster dies in the middle of the timed phase, for good: with what it had answered, the run goes to its end.

@@ -32,11 +32,12 @@ async fn an_open_loop_accounts_for_all_that_was_due() {
 #[tokio::test]
 async fn a_rate_that_is_not_reached_is_said() {
     let (cluster, folder) = (memory_cluster().await, Folder::new());
-    let args = "--records 1 --rate 50k --seconds 0.5 --clients 1 --workload c";
+    let args = "--records 1 --rate 5000k --seconds 0.5 --clients 1 --workload c";
     let output = folder.ends(0, &run(&cluster, args)).await;
     let json = folder.json();
-    assert_eq!(accounted(&json["run"]), 25_000);
-    assert!(json["run"]["unsent"].as_u64().unwrap() > 0, "one connection answers 50,000 times a second?");
+    assert_eq!(accounted(&json["run"]), 2_500_000);
+    // One connection was seen to answer 50,000 times a second; none does so every 200 ns.
+    assert!(json["run"]["unsent"].as_u64().unwrap() > 0);
     assert!(json["warnings"].to_string().contains("due and never sent"), "{json}");
     output.tells(&["operations due and never sent"]);
 }
@@ -92,6 +93,60 @@ async fn connections_times_pipeline_are_the_clients() {
     assert_eq!(shape, [15, 3, 2]);
     assert_eq!(settings["pinned_to"], serde_json::json!([0]));
     assert_eq!(json["verify"]["intact"], 60);
+}
+
+/// The kernel says where each load thread may run: in turn, on the CPUs that were named.
+#[tokio::test]
+async fn threads_are_pinned_in_turn() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let allowed = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
+    };
+    // The last CPU that the test itself may use.
+    let own = allowed(&std::fs::read_to_string("/proc/self/status").unwrap());
+    let cpu = own.rsplit([',', '-']).next().unwrap();
+    let mut calls = calls(&cluster);
+    let args = format!("--records 10 --seconds 600 --threads 2 --pin {cpu}");
+    let mut under_way = folder.starts(&run(&cluster, &args));
+    under_way.until(&mut calls, |calls| calls.gets >= 10).await;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", under_way.pid())).unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    let of = |task: &std::path::Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap();
+    let mut load: Vec<(String, String)> = tasks
+        .map(|task| (of(&task, "comm").trim().to_owned(), allowed(&of(&task, "status"))))
+        .filter(|(name, _)| name.starts_with("load-"))
+        .collect();
+    load.sort();
+    let pinned = |name: &str| (name.to_owned(), cpu.to_owned());
+    assert_eq!(load, [pinned("load-0"), pinned("load-1")]);
+    under_way.signal(nix::sys::signal::Signal::SIGINT);
+    under_way.end().await.with(130);
+}
+
+/// A probe's report beside the run, of the engine and of a cluster: the share is our rate over that of the nearest cell.
+#[tokio::test]
+async fn a_run_is_told_as_a_share_of_the_device() {
+    let (cluster, folder) = (memory_cluster().await, Folder::new());
+    let probe = "device --path {}/probe --size 64MiB --quick --seconds-per-cell 0.01 --json {}/device";
+    folder.ends(0, probe).await;
+    let cells: Value = serde_json::from_str(&folder.text("device")).unwrap();
+    let cells = cells["cells"].as_array().unwrap();
+    let load = "--records 50 --operations 300 --clients 32 --value-size 4096 --device {}/device";
+    let engine =
+        format!("run --json {{}}/json --target engine --capacity 40MiB --set chunk_bytes=256KiB {load}");
+    for args in [engine, run(&cluster, load)] {
+        folder.ends(0, &args).await.tells(&["share of the device", "4.0 KiB", "depth 32"]);
+        let json = folder.json();
+        let cell = cells.iter().find(|cell| {
+            (&cell["bytes"], &cell["depth"], &cell["read_share"], &cell["durable"])
+                == (&4096.into(), &32.into(), &0.5.into(), &true.into())
+        });
+        assert_eq!(json["device"]["ops_per_second"], cell.unwrap()["ops_s"]);
+        let number = |value: &Value| value.as_f64().unwrap();
+        let ratio = number(&json["run"]["ops_per_second"]) / number(&cell.unwrap()["ops_s"]);
+        assert!((number(&json["device"]["share"]) / ratio - 1.0).abs() < 1e-9, "{json:#}");
+    }
 }
 
 #[tokio::test]

@@ -41,6 +41,29 @@ impl Folder {
         serde_json::from_str(&self.text("json")).unwrap()
     }
 
+    /// Files of these names, as an earlier run left them.
+    pub(crate) fn hold(&self, names: &[&str]) {
+        for name in names {
+            std::fs::write(self.path(name), format!("the older {name}")).unwrap();
+        }
+    }
+
+    /// They are untouched.
+    pub(crate) fn still_hold(&self, names: &[&str]) {
+        for name in names {
+            assert_eq!(self.text(name), format!("the older {name}"));
+        }
+    }
+
+    /// The names of all that is in the folder.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     /// The binary with these arguments, `{}` standing for this folder.
     pub(crate) fn command(&self, args: &str) -> Command {
         command(env!("CARGO_BIN_EXE_terrane-loadgen"), self.0.path(), args)
@@ -135,6 +158,10 @@ impl UnderWay {
         if let Some(id) = self.0.id() {
             kill(Pid::from_raw(id as i32), signal).unwrap();
         }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id().unwrap()
     }
 
     /// Whether it still runs.

@@ -31,6 +31,7 @@ use crate::format::{FormatError, FormatOptions, read_superblock};
 use crate::geometry::Geometry;
 use crate::layout::{LayoutError, SLICE_CHUNKS_MIN};
 use crate::media::{ChunkState, Media, MediaError};
+use crate::overlay::Overlay;
 use crate::superblock::{FORMAT_VERSION, Superblock, SuperblockError};
 use crate::volume::{Volume, VolumeError, VolumeOptions};
 use crate::zoned::{ZonedDevice, ZonedMedia};
@@ -144,28 +145,41 @@ impl Managed {
         &self.path
     }
 
-    /// Opens the volume of a slice.
-    pub(crate) async fn slice(&self, shard: u32) -> Result<DeviceMedia, OpenError> {
+    /// Opens the volume of a slice. If it is only to be read, what that repairs is repaired in memory.
+    pub(crate) async fn slice(&self, shard: u32, read_only: bool) -> Result<DeviceMedia, OpenError> {
         let shards = self.superblock.shards;
         let path = || self.path.clone();
         if shard >= shards {
             return Err(OpenError::NoSuchSlice { path: path(), shard, shards });
         }
         let refused = |source| OpenError::Volume { path: path(), shard, source };
+        let unread = |source| OpenError::Media { path: path(), source };
         let media = match &self.raw {
             Raw::Flash(device) => {
                 let media = device.slice_of(&self.path, shard, shards)?;
-                DeviceMedia::Flash(Volume::open(media).await.map_err(refused)?)
+                if read_only {
+                    let media = Overlay::new(media).await.map_err(unread)?;
+                    DeviceMedia::FlashOverlay(Volume::open(media).await.map_err(refused)?)
+                } else {
+                    DeviceMedia::Flash(Volume::open(media).await.map_err(refused)?)
+                }
             }
             Raw::Zoned(device) => {
                 let media = device.slice_of(&self.path, shard, shards)?;
-                DeviceMedia::Zoned(Volume::open(media).await.map_err(refused)?)
+                if read_only {
+                    let media = Overlay::new(media).await.map_err(unread)?;
+                    DeviceMedia::ZonedOverlay(Volume::open(media).await.map_err(refused)?)
+                } else {
+                    DeviceMedia::Zoned(Volume::open(media).await.map_err(refused)?)
+                }
             }
         };
         // The whole device is what it was; this slice may still be a stranger's, or of another time.
         let label = match &media {
             DeviceMedia::Flash(volume) => volume.label(),
+            DeviceMedia::FlashOverlay(volume) => volume.label(),
             DeviceMedia::Zoned(volume) => volume.label(),
+            DeviceMedia::ZonedOverlay(volume) => volume.label(),
             DeviceMedia::File(_) | DeviceMedia::Fdp(_) => unreachable!("it was just made"),
         };
         match Superblock::choose([label, &[]]) {

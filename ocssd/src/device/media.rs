@@ -16,6 +16,7 @@ use crate::file::FileMedia;
 use crate::flash::FlashMedia;
 use crate::geometry::{ChunkId, Geometry};
 use crate::media::{ChunkInfo, Durability, LifetimeClass, Media, MediaCounters, MediaError, Notice};
+use crate::overlay::Overlay;
 use crate::volume::Volume;
 use crate::zoned::ZonedMedia;
 
@@ -26,8 +27,12 @@ pub enum DeviceMedia {
     File(FileMedia),
     /// Of emulated flash.
     Flash(Volume<FlashMedia>),
+    /// Of emulated flash that is only looked at.
+    FlashOverlay(Volume<Overlay<FlashMedia>>),
     /// Of a zoned device.
     Zoned(Volume<ZonedMedia>),
+    /// Of a zoned device that is only looked at.
+    ZonedOverlay(Volume<Overlay<ZonedMedia>>),
     /// Of a namespace with placement handles.
     Fdp(FdpMedia),
 }
@@ -38,7 +43,9 @@ macro_rules! of_each {
         match $media {
             DeviceMedia::File($slice) => $call,
             DeviceMedia::Flash($slice) => $call,
+            DeviceMedia::FlashOverlay($slice) => $call,
             DeviceMedia::Zoned($slice) => $call,
+            DeviceMedia::ZonedOverlay($slice) => $call,
             DeviceMedia::Fdp($slice) => $call,
         }
     };
@@ -50,7 +57,9 @@ macro_rules! begin {
         match $media {
             DeviceMedia::File($slice) => Either::Left($call),
             DeviceMedia::Flash($slice) => Either::Right(boxed($call)),
+            DeviceMedia::FlashOverlay($slice) => Either::Right(boxed($call)),
             DeviceMedia::Zoned($slice) => Either::Right(boxed($call)),
+            DeviceMedia::ZonedOverlay($slice) => Either::Right(boxed($call)),
             DeviceMedia::Fdp($slice) => Either::Right(boxed($call)),
         }
     };

@@ -220,6 +220,13 @@ impl Chunk {
         self.state = if full { ChunkState::Closed } else { ChunkState::Open };
     }
 
+    /// If it is open, it takes no more writes.
+    pub(super) fn close(&mut self) {
+        if self.state == ChunkState::Open {
+            self.state = ChunkState::Closed;
+        }
+    }
+
     /// The chunk takes no more writes, and ends at its write pointer.
     pub(super) fn stop(&mut self, stop: Stop) {
         self.state = ChunkState::Closed;

@@ -281,6 +281,15 @@ impl Image {
         Ok(Opened { image, options, state, chunks })
     }
 
+    /// As [`Self::look`], with the lock: no other process is at work on it.
+    pub(super) fn look_locked(path: &Path) -> Result<Opened, FlashFileError> {
+        check_file(path)?;
+        let lock = lock(path)?;
+        let mut opened = Self::look(path)?;
+        opened.image._lock = Some(lock);
+        Ok(opened)
+    }
+
     /// Whether a file begins with our magic.
     pub(super) fn is_one(path: &Path) -> io::Result<bool> {
         let mut magic = [0; MAGIC.len()];

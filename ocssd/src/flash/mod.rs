@@ -70,6 +70,7 @@ pub use status::Status;
 pub use timing::{FlashClock, NandTiming, SleepUntil};
 pub use vector::{ADDRESSES_MAX, Completion, VectorQueue, opcode};
 
+use self::chunk::Chunk;
 use self::controller::{Controller, Storage};
 use self::image::{Image, Opened};
 use self::port::{Port, Shared};
@@ -116,6 +117,14 @@ impl FlashDevice {
     /// process may be at work on it. Whatever would change it fails.
     pub(crate) fn look_at_file(path: &Path) -> Result<Self, FlashFileError> {
         Ok(Self::with(Image::look(path)?))
+    }
+
+    /// Opens and locks a file as [`Self::open_file`] does, but to read from: nothing is written, and whatever would change
+    /// the device fails. Since no chunk is written on, all are closed, and hide nothing.
+    pub(crate) fn read_file(path: &Path) -> Result<Self, FlashFileError> {
+        let mut opened = Image::look_locked(path)?;
+        opened.chunks.iter_mut().for_each(Chunk::close);
+        Ok(Self::with(opened))
     }
 
     fn with(opened: Opened) -> Self {

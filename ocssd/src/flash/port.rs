@@ -3,6 +3,7 @@
 //! Invariants:
 //! - The controller's lock is never held across an `await`, nor while a hook of the host runs. It stands for hardware
 //!   that all shards share; uncontended, it costs less than the descriptors it guards.
+//! - A waker is used on the thread that it came from: monoio's are of no use elsewhere.
 //! - A transfer to the file goes on when the future that waits for it is dropped, so that a chunk is never left with
 //!   bytes that may still arrive.
 //! - A durable write is answered after everything below it in its chunk is stored and synced: pages are programmed in
@@ -16,6 +17,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use super::controller::{Controller, Storage};
@@ -30,8 +32,8 @@ use crate::ring_file::RingFile;
 pub(super) struct Shared {
     pub(super) geometry: Geometry,
     controller: Mutex<Controller>,
-    /// Durable writes that wait for transfers of other tasks.
-    waiting: Mutex<Vec<Waker>>,
+    /// Durable writes and flushes that wait for transfers of other tasks, each with its thread.
+    waiting: Mutex<Vec<(ThreadId, Waker)>>,
 }
 
 impl fmt::Debug for Shared {
@@ -51,14 +53,16 @@ impl Shared {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<(ThreadId, Waker)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something landed, or the power went: whoever waits looks again.
+    /// Something landed, or the power went: whoever waits on this thread looks again. Those of other threads wait for
+    /// transfers of their own slices, which end there.
     pub(super) fn wake_waiting(&self) {
-        let waiting = std::mem::take(&mut *self.waiting());
-        waiting.into_iter().for_each(Waker::wake);
+        let here = thread::current().id();
+        let woken: Vec<_> = self.waiting().extract_if(.., |(thread, _)| *thread == here).collect();
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
     }
 }
 
@@ -157,8 +161,11 @@ impl Port {
     }
 
     fn poll_landed(&self, context: &mut Context<'_>, landed: impl Fn(&Controller) -> bool) -> Poll<()> {
-        // The waker is in place before the look, so that no landing between the two is missed.
-        self.shared.waiting().push(context.waker().clone());
+        if landed(&self.controller()) {
+            return Poll::Ready(());
+        }
+        // The waker is in place before the look that counts, so that no landing between the two is missed.
+        self.shared.waiting().push((thread::current().id(), context.waker().clone()));
         if landed(&self.controller()) { Poll::Ready(()) } else { Poll::Pending }
     }
 

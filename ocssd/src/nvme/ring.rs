@@ -2,31 +2,36 @@
 //!
 //! Passthrough needs submission entries of 128 bytes and completion entries of 32 (without these the kernel answers
 //! `EOPNOTSUPP`), which the reactor's ring does not have. So there is a second ring, and the reactor learns of its completions
-//! through an eventfd that it reads like any file: nothing spins, nothing blocks.
+//! through an eventfd that it polls like a socket: nothing spins, nothing blocks.
 //!
 //! ```text
-//! a transfer --entry--> this ring --completion, then signal--> eventfd
+//! a transfer --entry--> this ring --completion, then signal--> eventfd (the bell)
 //!      ^                                                          |
-//!      |  wakes the owner                    reactor's ring reads it
-//!      +---- listener: read the eventfd, then look at all completions
+//!      |  wakes the owner                     reactor's ring polls it
+//!      +---- listener: silence the bell, then look at all completions
 //! ```
 //!
-//! The **listener** is one task. It is spawned when the first entry goes in flight and ends when the last one came
-//! back, so it lives in the runtime whose operations it serves, and none is left behind when that runtime ends idle.
+//! A **listener** is a task that waits for the bell once, wakes the owners, and leaves another behind it if something is still
+//! in flight; so none is left when the ring is idle. It lives in the runtime that spawned it. If that one ends while the
+//! listener waits, monoio neither drops it nor tells, and whoever comes in a later runtime would wait for ever. So **a
+//! transfer that has to wait never relies on a listener that waits already: it wakes it**. In the same runtime that
+//! only makes it look once more. In another it is not put into the queue, and nothing else holds it: it is dropped, and says so.
+//! (monoio panics when a task of another runtime is woken. That is caught, but its message stands in the error output; and a
+//! program built to abort on a panic ends there, where it would have waited for ever.)
 //!
-//! A runtime that ends before takes its listener along, and its read of the eventfd would still take signals away. So
-//! the next listener gets an eventfd of its own. That a listener is gone shows in its drop, or, since monoio does not
-//! drop a task that waits for I/O, in that nobody waits any more for anything in flight. (Limit: tasks of the ended
-//! runtime that wait for a transfer are not dropped either and look like any other. A ring that they share with a
-//! later runtime hears nothing before they are gone.)
+//! With that, a later runtime is served, and so is a future that was carried over into it. Tasks that the ended one left waiting
+//! cannot be woken by anybody: their buffers stay with the ring, and their places are free as soon as the kernel is done. (A chunk
+//! that such a task was writing stays busy: see [`ChunkOrder`](crate::chunk_order).) Two runtimes that take turns are not
+//! served: what waits in the one is forgotten as soon as the other comes.
 //!
 //! No wake-up is lost:
-//! - The kernel posts a completion first and signals the eventfd after. The listener takes the signals first (a read
-//!   sets the eventfd to zero) and looks at the completions after. A completion that the look missed was posted after
-//!   the look began, so its signal came after the read, and the next read returns at once.
-//! - The listener ends only if nothing is in flight. Between that check and its end nothing else runs on the thread.
-//! - Only the listener looks at completions, and a transfer is woken by its last one; nothing depends on a transfer
-//!   being polled in time, or ever.
+//! - The kernel posts a completion first and rings the bell after. A listener silences it first (a read sets the eventfd to
+//!   zero) and looks at the completions after. A completion that the look missed was posted after the look began, so the bell
+//!   rings after it was silenced, and the next listener finds it ringing.
+//! - Whoever waits for a completion or a place was polled while a listener was still to run in that runtime. One that is
+//!   dropped before it ran says so.
+//! - Only listeners look at completions, and a transfer is woken by its last one; nothing depends on a transfer being polled
+//!   in time, or ever.
 //!
 //! Invariants:
 //! - At most `depth` entries are in flight, and `depth` is at most the ring's size: neither queue overflows.
@@ -34,17 +39,19 @@
 //! - A buffer belongs to the ring from the first entry that names it until the last of these completed, even if
 //!   the future is dropped, the ring is dropped, or the runtime ends. As long, the device stays locked.
 
-use std::cell::{Cell, RefCell};
-use std::fs::File;
-use std::future::poll_fn;
+use std::cell::{OnceCell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use io_uring::squeue::Entry128;
 use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode};
+use monoio::net::UnixStream;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -53,7 +60,6 @@ use super::status::Fault;
 use crate::buffer::AlignedBuf;
 use crate::line::{Line, Turn};
 use crate::lock::LockedFile;
-use crate::ring_file::RingFile;
 
 /// Entries in flight at once, unless said otherwise: more than a drive needs to be busy, and little memory.
 pub(crate) const DEPTH: u32 = 128;
@@ -68,6 +74,7 @@ pub(crate) struct Ring {
 
 struct Inner {
     uring: RefCell<Uring>,
+    bell: Bell,
     device: LockedFile,
     depth: u32,
     state: RefCell<State>,
@@ -82,45 +89,67 @@ struct State {
     /// Transfers that wait for a place.
     line: Line,
     listener: Listener,
-    /// What the listener reads, or the next one will.
-    signal: Rc<Signal>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the listener is at. There is one at most.
 enum Listener {
-    /// None is needed: nothing is in flight.
-    Idle,
-    /// It will look at the next completion, unless its runtime ended.
-    Lives,
-    /// It was dropped before its time.
-    Lost,
+    /// There is none.
+    None,
+    /// It will look at the completions before its runtime sleeps, or is dropped with it.
+    ToRun,
+    /// It waits, unless its runtime ended. Nothing else holds it: without this, it is dropped.
+    Waits(Wait),
 }
 
-/// How the kernel tells of completions.
-struct Signal {
-    /// Signalled with each.
+/// What a listener waits for, and how it is woken before that.
+struct Wait {
+    rings: Pin<Box<dyn Future<Output = io::Result<()>>>>,
+    listener: Waker,
+}
+
+impl Wait {
+    /// Wakes the listener if it is of this runtime, and drops it if not.
+    fn cut_short(self) {
+        // Its other hold on the listener.
+        drop(self.rings);
+        // monoio panics where the task is another runtime's, unless it was woken there already.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.listener.wake_by_ref()));
+    }
+}
+
+/// How the kernel tells of completions: an eventfd that is signalled with each.
+struct Bell {
     event: EventFd,
-    /// The same, as the reactor reads it.
-    file: RingFile,
-    /// Where the count of signals goes, unless the listener has it. Leaked, eight bytes for each signal: nobody waits for
-    /// the kernel's last read when a runtime ends, so no memory is safe that may be freed.
-    count: Cell<Option<&'static mut [u8; COUNT_BYTES]>>,
+    /// The same, as the reactor polls it. monoio polls sockets alone, and does not ask whether one is.
+    polled: OnceCell<Rc<UnixStream>>,
 }
 
-/// What an eventfd gives.
-const COUNT_BYTES: usize = size_of::<u64>();
+impl Bell {
+    fn of(uring: &Uring) -> io::Result<Self> {
+        // Reads by a listener must not block: another may have silenced it.
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        uring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
+        Ok(Self { event, polled: OnceCell::new() })
+    }
 
-impl Signal {
-    /// From now on the ring's completions are signalled here, and nowhere else.
-    fn register(uring: &Uring) -> io::Result<Rc<Self>> {
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
-        let file = RingFile::new(File::from(event.as_fd().try_clone_to_owned()?));
-        let submitter = uring.submitter();
-        // There may be none yet.
-        let _ = submitter.unregister_eventfd();
-        submitter.register_eventfd(event.as_fd().as_raw_fd())?;
-        let count = Cell::new(Some(Box::leak(Box::new([0; COUNT_BYTES]))));
-        Ok(Rc::new(Self { event, file, count }))
+    /// Joins the thread's runtime at its first use, since there may be none before.
+    fn polled(&self) -> io::Result<&Rc<UnixStream>> {
+        if let Some(polled) = self.polled.get() {
+            return Ok(polled);
+        }
+        let polled = UnixStream::from_std(self.event.as_fd().try_clone_to_owned()?.into())?;
+        Ok(self.polled.get_or_init(|| Rc::new(polled)))
+    }
+
+    /// Waits until it rings. It must have been [polled](Self::polled) before, where that could fail.
+    fn rings(&self) -> Pin<Box<dyn Future<Output = io::Result<()>>>> {
+        let polled = self.polled().expect("it was opened before the first transfer").clone();
+        Box::pin(async move { polled.readable(false).await })
+    }
+
+    fn silence(&self) {
+        // Nothing to read: it is silent.
+        let _ = self.event.read();
     }
 }
 
@@ -187,10 +216,10 @@ impl Ring {
             in_flight: 0,
             abandoned: 0,
             line: Line::default(),
-            listener: Listener::Idle,
-            signal: Signal::register(&uring)?,
+            listener: Listener::None,
         };
-        let inner = Inner { uring: RefCell::new(uring), device, depth, state: RefCell::new(state) };
+        let bell = Bell::of(&uring)?;
+        let inner = Inner { uring: RefCell::new(uring), bell, device, depth, state: RefCell::new(state) };
         Ok(Self { inner: Rc::new(inner) })
     }
 
@@ -244,24 +273,39 @@ impl Ring {
         from: usize,
         mut entry: impl FnMut(u32, u64) -> (Entry128, usize),
     ) -> (Outcome, AlignedBuf) {
-        let (base, len) = (buf.as_ptr() as u64, buf.len());
-        let transfer = Holding { inner: &self.inner, key: Some(self.inner.hold(buf)) };
-        let mut done = from;
-        for part in 0..parts {
-            if let Err(error) = self.inner.place().await {
-                transfer.fail(part, &error);
-                break;
-            }
-            if transfer.has_failed() {
-                self.inner.give_place_back();
-                break;
-            }
-            let (entry, bytes) = entry(part, base + done as u64);
-            done += bytes;
-            assert!(done <= len, "the parts are larger than the buffer");
-            self.inner.submit(transfer.key(), part, entry);
+        // Where it cannot fail any more in a listener.
+        if let Err(error) = self.inner.bell.polled() {
+            let failed = Some((0, -error.raw_os_error().unwrap_or(Errno::EIO as i32)));
+            return (Outcome { failed, answer: 0 }, buf);
         }
-        transfer.completed().await
+        let (base, len) = (buf.as_ptr() as u64, buf.len());
+        let mut transfer = pin!(async {
+            let transfer = Holding { inner: &self.inner, key: Some(self.inner.hold(buf)) };
+            let mut done = from;
+            for part in 0..parts {
+                self.inner.place().await;
+                if transfer.has_failed() {
+                    self.inner.give_place_back();
+                    break;
+                }
+                let (entry, bytes) = entry(part, base + done as u64);
+                done += bytes;
+                assert!(done <= len, "the parts are larger than the buffer");
+                self.inner.submit(transfer.key(), part, entry);
+            }
+            transfer.completed().await
+        });
+        // Whether it waits for a completion or for a place, both take somebody who listens, in the runtime where it waits.
+        poll_fn(|context| {
+            // First, so that it is not among those whom another runtime left behind.
+            self.inner.see_to_a_listener();
+            let polled = transfer.as_mut().poll(context);
+            if polled.is_pending() {
+                self.inner.see_to_a_listener();
+            }
+            polled
+        })
+        .await
     }
 
     #[cfg(test)]
@@ -283,12 +327,6 @@ impl Holding<'_> {
 
     fn has_failed(&self) -> bool {
         self.inner.state.borrow().transfers[self.key()].failed.is_some()
-    }
-
-    /// The part, and with it the rest, is never sent. Those before may have failed as well, and count first.
-    fn fail(&self, part: u32, error: &io::Error) {
-        let result = -error.raw_os_error().unwrap_or(Errno::EIO as i32);
-        self.inner.state.borrow_mut().transfers[self.key()].failed(part, result);
     }
 
     async fn completed(mut self) -> (Outcome, AlignedBuf) {
@@ -339,10 +377,8 @@ impl Inner {
         self.state.borrow_mut().transfers.insert(transfer)
     }
 
-    /// Waits for a place in the ring, and takes it. Whatever is put there, its completion will be seen.
-    async fn place(self: &Rc<Self>) -> io::Result<()> {
-        // All places may be taken by what a runtime left behind that ended.
-        self.see_to_a_listener()?;
+    /// Waits for a place in the ring, and takes it.
+    async fn place(&self) {
         let depth = self.depth;
         Turn::new(
             &self.state,
@@ -350,31 +386,40 @@ impl Inner {
             move |state: &mut State| (state.in_flight < depth).then(|| state.in_flight += 1),
         )
         .await;
-        self.see_to_a_listener().inspect_err(|_| self.give_place_back())
     }
 
-    /// Spawns the listener, if something is in flight and none lives.
-    fn see_to_a_listener(self: &Rc<Self>) -> io::Result<()> {
+    /// If something is in flight, a listener of this very runtime will run.
+    fn see_to_a_listener(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
-        let deserted = state.abandoned == state.in_flight;
-        match state.listener {
-            _ if state.in_flight == 0 => return Ok(()),
-            Listener::Lives if !deserted => return Ok(()),
-            Listener::Lives | Listener::Lost => {
-                let signal = Signal::register(&self.uring.borrow())?;
-                let last = std::mem::replace(&mut state.signal, signal);
-                // If it lives after all, it sees that it was replaced. (The count is far from full: this cannot block.)
-                let _ = last.event.write(1);
-            }
-            Listener::Idle => {}
+        if state.in_flight == 0 || matches!(state.listener, Listener::ToRun) {
+            return;
         }
-        // In this runtime, where it cannot fail any more in the listener.
-        state.signal.file.get()?;
-        state.listener = Listener::Lives;
-        let listening = Listening { inner: self.clone(), signal: state.signal.clone() };
+        // Then there is nobody to be woken, and no need to ask.
+        let deserted = state.abandoned == state.in_flight;
+        let last = std::mem::replace(&mut state.listener, Listener::ToRun);
         drop(state);
-        monoio::spawn(listening.listen());
-        Ok(())
+        if let Listener::Waits(wait) = last
+            && !deserted
+        {
+            wait.cut_short();
+            if matches!(self.state.borrow().listener, Listener::ToRun) {
+                return;
+            }
+            self.forget_who_waits();
+        }
+        self.state.borrow_mut().listener = Listener::ToRun;
+        monoio::spawn(Listening { inner: self.clone() }.listen());
+    }
+
+    /// Those who wait do so in a runtime that ended: they must not be woken, nor stand in the way of others.
+    fn forget_who_waits(&self) {
+        let mut state = self.state.borrow_mut();
+        let line = state.line.forget();
+        let owners: Vec<_> = state.transfers.iter_mut().map(|(_, transfer)| transfer.owner.take()).collect();
+        drop(state);
+        // Nothing else may hold those tasks. Dropped, they would let go of chunks and places for which others of them wait, and
+        // wake those.
+        std::mem::forget((line, owners));
     }
 
     fn give_place_back(&self) {
@@ -449,48 +494,51 @@ impl Inner {
     }
 }
 
-/// The listener's claim on its ring. Dropped before its time, it says so.
+/// A listener's claim on its ring. Dropped before its time, it says so.
 struct Listening {
     inner: Rc<Inner>,
-    signal: Rc<Signal>,
 }
 
 impl Listening {
     async fn listen(self) {
-        let mut count = self.signal.count.take().expect("one listener has a signal at a time");
-        loop {
+        // However it is woken, it looks.
+        let heard = poll_fn(|context| {
+            let last = std::mem::replace(&mut self.inner.state.borrow_mut().listener, Listener::ToRun);
             self.inner.reap();
-            if !self.goes_on() {
-                self.signal.count.set(Some(count));
-                return;
+            if self.inner.state.borrow().in_flight == 0 {
+                return Poll::Ready(false);
             }
-            let event = self.signal.file.get().expect("it was opened when the listener was spawned");
-            let result;
-            (result, count) = event.read_at(count, 0).await;
-            let read = result.expect("an eventfd of our own can be read");
-            assert_eq!(read, COUNT_BYTES, "an eventfd gives its count as a whole");
+            let mut rings = match last {
+                Listener::Waits(wait) => wait.rings,
+                Listener::None | Listener::ToRun => self.inner.bell.rings(),
+            };
+            match rings.as_mut().poll(context) {
+                Poll::Ready(result) => {
+                    result.expect("an eventfd of our own can be polled");
+                    Poll::Ready(true)
+                }
+                Poll::Pending => {
+                    let wait = Wait { rings, listener: context.waker().clone() };
+                    self.inner.state.borrow_mut().listener = Listener::Waits(wait);
+                    Poll::Pending
+                }
+            }
+        });
+        if heard.await {
+            let inner = self.inner.clone();
+            drop(self);
+            inner.bell.silence();
+            inner.reap();
+            // Behind those that were woken: what they send shares it.
+            inner.see_to_a_listener();
         }
-    }
-
-    /// Whether there is anything left to wait for, and no other listener to do it.
-    fn goes_on(&self) -> bool {
-        let mut state = self.inner.state.borrow_mut();
-        if !Rc::ptr_eq(&state.signal, &self.signal) {
-            return false;
-        }
-        if state.in_flight == 0 {
-            state.listener = Listener::Idle;
-        }
-        state.listener == Listener::Lives
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let mut state = self.inner.state.borrow_mut();
-        if Rc::ptr_eq(&state.signal, &self.signal) && state.listener == Listener::Lives {
-            state.listener = Listener::Lost;
-        }
+        let last = std::mem::replace(&mut self.inner.state.borrow_mut().listener, Listener::None);
+        debug_assert!(!matches!(last, Listener::Waits(_)), "what waits is held by that");
     }
 }
 
@@ -511,10 +559,9 @@ impl Drop for Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future;
+    use std::fs::File;
     use std::io::{PipeReader, PipeWriter, Write, pipe};
     use std::path::Path;
-    use std::pin::pin;
     use std::sync::Arc;
     use std::task::Context;
 
@@ -753,6 +800,10 @@ mod tests {
         });
     }
 
+    fn poll_once<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
     /// The listener of the first runtime never ran, or waits in it for ever.
     #[test]
     fn a_ring_serves_the_runtime_after_one_that_ended_in_the_midst() {
@@ -766,12 +817,11 @@ mod tests {
                     monoio::spawn(async {}).await;
                 }
             });
-            let listener = ring.inner.state.borrow().listener;
-            assert_eq!(listener, if listener_ran { Listener::Lives } else { Listener::Lost });
+            let waits = matches!(ring.inner.state.borrow().listener, Listener::Waits(_));
+            assert_eq!(waits, listener_ran);
             run(async {
                 let mut waits = pin!(pipes.read(&ring, 2, 1));
-                let first = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-                assert!(first.is_pending(), "there is no place yet");
+                assert!(poll_once(waits.as_mut()).is_pending(), "there is no place yet");
                 pipes.let_go(0, 1);
                 pipes.let_go(2, 2);
                 assert_eq!(waits.await.1[..], [2; BYTES]);
@@ -786,24 +836,92 @@ mod tests {
         }
     }
 
-    /// A listener that is replaced although its runtime lives ends: none is left behind.
+    /// monoio drops no task that waits: those of the first runtime look like any other. Fails (hangs) if the listener that waits
+    /// there for ever is taken for one that will hear, if the third of its tasks keeps its place in the line, and (panics) if
+    /// any of them is woken.
     #[test]
-    fn a_replaced_listener_ends() {
-        let ring = ring(4);
-        let mut pipes = Pipes::new(2);
+    fn a_runtime_is_served_although_tasks_of_one_that_ended_wait() {
+        let ring = ring(2);
+        let mut pipes = Pipes::new(5);
         run(async {
-            begin_and_drop(pipes.read(&ring, 0, 1));
-            monoio::spawn(async {}).await;
-            let first = Rc::downgrade(&ring.inner.state.borrow().signal);
-            pipes.let_go(1, 1);
-            pipes.read(&ring, 1, 1).await;
-            while first.upgrade().is_some() {
-                let mut other = Pipes::new(1);
-                other.let_go(0, 1);
-                other.read(&ring, 0, 1).await;
+            // Two are in flight, the third waits for a place.
+            for pipe in 0..3 {
+                monoio::spawn(pipes.read(&ring, pipe, 1));
             }
-            pipes.let_go(0, 1);
+            monoio::spawn(async {}).await;
         });
+        assert_eq!((ring.held(), ring.inner.state.borrow().line.len()), (3, 1));
+        run(async {
+            let mut waits = pin!(pipes.read(&ring, 3, 1));
+            assert!(poll_once(waits.as_mut()).is_pending());
+            for pipe in [1, 0, 3] {
+                pipes.let_go(pipe, pipe as u8);
+            }
+            assert_eq!(waits.await.1[..], [3; BYTES]);
+            pipes.let_go(4, 4);
+            assert_eq!(pipes.read(&ring, 4, 1).await.1[..], [4; BYTES]);
+        });
+        assert_eq!((ring.held(), ring.inner.state.borrow().in_flight), (3, 0), "they were left alone");
+        assert!(matches!(ring.inner.state.borrow().listener, Listener::None));
+    }
+
+    /// Not a task, but a future that its owner took along. Fails (hangs) if only what sends sees to a listener.
+    #[test]
+    fn a_transfer_begun_in_one_runtime_ends_in_another() {
+        let ring = ring(1);
+        let mut pipes = Pipes::new(2);
+        let mut sent = Box::pin(pipes.read(&ring, 0, 1));
+        let mut in_line = Box::pin(pipes.read(&ring, 1, 1));
+        run(async {
+            assert!(poll_once(sent.as_mut()).is_pending() && poll_once(in_line.as_mut()).is_pending());
+            monoio::spawn(async {}).await;
+        });
+        pipes.let_go(0, 1);
+        assert_eq!(run(sent).1[..], [1; BYTES]);
+        pipes.let_go(1, 2);
+        assert_eq!(run(in_line).1[..], [2; BYTES]);
+    }
+
+    /// None is left behind, whatever comes while one waits: it would hold the ring, and with it the device's lock.
+    #[test]
+    fn there_is_one_listener_whoever_wakes_it() {
+        let ring = ring(8);
+        let mut pipes = Pipes::new(8);
+        run(async {
+            let mut tasks = Vec::new();
+            for pipe in 0..8 {
+                tasks.push(monoio::spawn(pipes.read(&ring, pipe, 1)));
+                monoio::spawn(async {}).await;
+                // The test's, and the listener's; each task has the ring itself.
+                assert_eq!(Rc::strong_count(&ring.inner), 2);
+                assert!(matches!(ring.inner.state.borrow().listener, Listener::Waits(_)));
+            }
+            for pipe in 0..8 {
+                pipes.let_go(pipe, 1);
+            }
+            for task in tasks {
+                task.await;
+            }
+        });
+        assert_eq!(Rc::strong_count(&ring.inner), 1);
+    }
+
+    /// It was woken when its runtime ended, and never looked. Fails (hangs) if what woke it still holds it.
+    #[test]
+    fn a_listener_that_was_woken_and_dropped_is_replaced() {
+        let ring = ring(4);
+        let mut pipes = Pipes::new(3);
+        run(async {
+            monoio::spawn(pipes.read(&ring, 0, 1));
+            monoio::spawn(async {}).await;
+            begin_and_drop(pipes.read(&ring, 1, 1));
+            assert!(matches!(ring.inner.state.borrow().listener, Listener::ToRun));
+        });
+        assert!(matches!(ring.inner.state.borrow().listener, Listener::None));
+        pipes.let_go(2, 2);
+        assert_eq!(run(pipes.read(&ring, 2, 1)).1[..], [2; BYTES]);
+        pipes.let_go(0, 1);
+        pipes.let_go(1, 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | failed program | write | `WriteFailed`, with the chunk | nothing from that sector on; the chunk is closed |
 //! | early close | write | `ClosedEarly` | nothing of the write; the chunk is closed |
 //! | read error | read | I/O error | nothing; the next read is well |
-//! | latent read error | read | `Unreadable` (an I/O error if conventional) | the sector stays lost until a reset |
+//! | latent read error | read | `Unreadable` (an I/O error if conventional) | the sector stays lost until a reset, or a power cut that takes it |
 //! | corrupted read | read | success | one bit of the buffer is wrong, this once |
 //! | high ECC | read | a notice | nothing: the data are good still |
 //! | failed flush | flush | I/O error | what it had to cover is lost to every later flush |
@@ -333,7 +333,7 @@ impl SimMedia {
         self.arm(Fault::ReadError);
     }
 
-    /// Every read that touches this sector fails, until its chunk is reset.
+    /// Every read that touches this sector fails, until its chunk is reset or a power cut takes the sector.
     ///
     /// # Panics
     /// If there is no such sector.

@@ -2,7 +2,8 @@
 //!
 //! Of a chunk that is open for certain, a device that programs late ([`Geometry::mw_cunits`]) and does not protect its
 //! buffer loses the last sectors below its write pointer as well, though a flush or a durable write covered them: the
-//! write pointer falls back over them, and what it does not fall back over is good, for good.
+//! write pointer falls back over them, and what it does not fall back over is good, for good. Bad sectors above it are
+//! forgotten: they were never programmed, and a chunk that comes back free is as one that was erased.
 //!
 //! Each write meets one of three fates, so that whole losses and whole survivals are as likely as a mix:
 //! a host that is wrong in one of them is found in few seeds.
@@ -215,6 +216,7 @@ impl Device {
             }
         }
         state.cells[index].programmed = state.cells[index].write_pointer;
+        state.cells[index].unreadable.retain(|sector| *sector < pointer);
         if finished && pointer == submitted && state.keeps(fate) {
             state.cells[index].state = ChunkState::Closed;
         }

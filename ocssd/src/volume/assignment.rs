@@ -227,8 +227,13 @@ impl Tables {
                 return Err("it gives a line a chunk of the metadata");
             }
         }
-        let mut seen = BTreeSet::new();
-        if !assignment.members().all(|id| seen.insert(self.chunk_of(assignment, id))) {
+        // Homes differ, so only what was remapped can collide. Members are not listed: how many there are is the record's word.
+        let mut taken = BTreeSet::new();
+        let collides = |chunk: &ChunkId| {
+            let at_home = assignment.member_at_home(*chunk);
+            !taken.insert(*chunk) || at_home.is_some_and(|id| !self.remaps.contains_key(&id))
+        };
+        if self.remaps.values().any(collides) {
             return Err("it gives one chunk to two members");
         }
         if self.defects.iter().chain(self.strikes.keys()).any(|chunk| chunk.0 >= chunks) {
@@ -274,6 +279,31 @@ mod tests {
             }
             assert_eq!(Tables::default().unused(&assignment), assignment.first_spares());
             assert_eq!(Tables::default().validate(&assignment), Ok(()));
+        }
+    }
+
+    /// Fails by taking all time and memory if what a record says of the device's size is believed before it is compared: members
+    /// were listed once.
+    #[test]
+    fn a_chunk_is_given_to_one_member_however_many_there_are() {
+        for chunks in [20, 0x1fff_ffff] {
+            let assignment = Assignment::new(Geometry { chunks, ..geometry(2, 2) }, 4, 1).unwrap();
+            let at = |line, member| MemberId { line, member };
+            let home = |line, member| assignment.home(at(line, member));
+            let valid = |remaps: &[(MemberId, ChunkId)]| {
+                let tables = Tables { remaps: remaps.iter().copied().collect(), ..Tables::default() };
+                tables.validate(&assignment)
+            };
+            let spare = ChunkId(home(0, 2).0 - 1);
+            assert_eq!(valid(&[(at(1, 2), spare)]), Ok(()));
+            assert_eq!(
+                valid(&[(at(1, 2), home(3, 2)), (at(3, 2), home(1, 2))]),
+                Ok(()),
+                "they changed places"
+            );
+            for twice in [&[(at(1, 2), home(3, 2))][..], &[(at(1, 2), spare), (at(3, 2), spare)]] {
+                assert_eq!(valid(twice), Err("it gives one chunk to two members"));
+            }
         }
     }
 

@@ -15,7 +15,8 @@
 //! - a record that does not end below its chunk's write pointer was torn and is ignored: nobody relied on it;
 //! - a whole record with a wrong checksum, or sectors that cannot be read, is *damage*, behind which a newer record may
 //!   be hidden. The newest record is taken only if a chunk that holds it has no damage behind it; one place may be
-//!   damaged as long as the other is not.
+//!   damaged as long as the other is not. A record's padding hides nothing, whatever is found there; and padding is all
+//!   that the device hides of records that anybody relied on, so a start sees the damage that there is.
 //!
 //! Damage, or a torn record, in a chunk that is not one of the newest records' is repaired by a start: it resets the chunk
 //! once both places hold the newest record.
@@ -403,8 +404,9 @@ struct Scan {
     end: usize,
 }
 
-/// Looks at records one after the other.
-fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
+/// Looks at records one after the other. What stands in the padding of one means nothing, the next begins behind it: a
+/// sector there that went bad while the device hid it must not count as damage once the chunk is closed.
+fn scan(bytes: &[u8], unit_bytes: usize, padding_bytes: usize) -> Scan {
     let mut found = Scan::default();
     let mut at = 0;
     while at < bytes.len() {
@@ -417,7 +419,7 @@ fn scan(bytes: &[u8], unit_bytes: usize) -> Scan {
                     found.newest = Some(record);
                 }
                 found.end = at + length.next_multiple_of(unit_bytes);
-                length.next_multiple_of(unit_bytes)
+                length.next_multiple_of(unit_bytes) + padding_bytes
             }
             Found::Newer { sequence, version, length } => {
                 found.newer = found.newer.max(Some((sequence, version)));
@@ -443,7 +445,9 @@ pub(super) async fn read_candidates<M: Media>(
     report: &[ChunkInfo],
 ) -> Result<Vec<Candidate>, MediaError> {
     let geometry = media.geometry();
-    let unit_bytes = geometry.ws_min as usize * geometry.sector_bytes as usize;
+    let sector_bytes = geometry.sector_bytes as usize;
+    let unit_bytes = geometry.ws_min as usize * sector_bytes;
+    let padding_bytes = padding_sectors(geometry) as usize * sector_bytes;
     let mut candidates = Vec::new();
     for chunk in super::assignment::candidates(geometry).into_iter().flatten() {
         let ChunkInfo { state, write_pointer, .. } = report[chunk.0 as usize];
@@ -453,25 +457,34 @@ pub(super) async fn read_candidates<M: Media>(
             ChunkState::Closed => write_pointer,
         };
         let bytes = read_chunk(media, chunk, readable.min(geometry.chunk_sectors)).await?;
-        candidates.push(Candidate { chunk, state, write_pointer, scan: scan(&bytes, unit_bytes) });
+        let scan = scan(&bytes, unit_bytes, padding_bytes);
+        candidates.push(Candidate { chunk, state, write_pointer, scan });
     }
     Ok(candidates)
 }
 
-/// The front of a chunk. What cannot be read is filled with what no record is, so that it counts as damage.
+/// The front of a chunk. What cannot be read is filled with what no record is, so that it counts as damage: no more than
+/// the smallest writes concerned, for behind a record its padding begins.
 async fn read_chunk<M: Media>(media: &M, chunk: ChunkId, sectors: u32) -> Result<Vec<u8>, MediaError> {
     const UNREADABLE: u8 = 0xff;
     let geometry = media.geometry();
-    let step = geometry.ws_opt.max(geometry.ws_min);
+    let mut step = geometry.ws_opt.max(geometry.ws_min);
     let mut bytes = Vec::new();
-    for from in (0..sectors).step_by(step as usize) {
-        let len = step.min(sectors - from) as usize * geometry.sector_bytes as usize;
+    let mut from = 0;
+    while from < sectors {
+        let count = step.min(sectors - from);
+        let len = count as usize * geometry.sector_bytes as usize;
         let (read, buf) = media.read(chunk, from, AlignedBuf::zeroed(len)).await;
         match read {
             Ok(()) => bytes.extend_from_slice(&buf),
             Err(MediaError::PowerLost) => return Err(MediaError::PowerLost),
+            Err(_) if step > geometry.ws_min => {
+                step = geometry.ws_min;
+                continue;
+            }
             Err(_) => bytes.resize(bytes.len() + len, UNREADABLE),
         }
+        from += count;
     }
     Ok(bytes)
 }

@@ -37,6 +37,9 @@ mod defects;
 mod erase;
 mod error;
 mod flush;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod jobs;
 mod line;
 mod metadata;

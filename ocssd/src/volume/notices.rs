@@ -38,7 +38,7 @@ impl<M: Media> Shared<M> {
                 continue;
             }
             match self.member_on(state, notice.chunk) {
-                Some(id) => self.on_line(id, notice, &mut notices),
+                Some(id) => self.on_line(state, id, notice, &mut notices),
                 None => self.off_lines(state, notice),
             }
         }
@@ -73,9 +73,13 @@ impl<M: Media> Shared<M> {
         })
     }
 
-    fn on_line(&self, id: MemberId, notice: Notice, notices: &mut Vec<Notice>) {
+    fn on_line(&self, state: &mut State, id: MemberId, notice: Notice, notices: &mut Vec<Notice>) {
         let (stripe, chunk, kind) = (&self.assignment.stripe, ChunkId(id.line), notice.kind);
         let Some((first, count)) = notice.sectors else {
+            if kind == NoticeKind::Offline {
+                // Empty it would pass for sound until a program of it fails; the next reset replaces it.
+                state.lines[id.line as usize].members[id.member as usize].free = false;
+            }
             notices.push(Notice { chunk, sectors: None, kind });
             return;
         };

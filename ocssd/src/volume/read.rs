@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 
+use super::line::Broken;
 use super::shared::Shared;
 use crate::buffer::AlignedBuf;
 use crate::geometry::ChunkId;
@@ -55,6 +56,11 @@ impl<M: Media> Shared<M> {
     ) -> (Result<(), MediaError>, AlignedBuf) {
         let checked = {
             let mut state = self.state.borrow_mut();
+            // A line that the power stopped seems to end anywhere; nothing is asked of it that breaks a rule.
+            let broken = state.lines.get(chunk.0 as usize).and_then(|line| line.broken.as_ref());
+            if matches!(broken, Some(Broken::PowerLost)) {
+                return (Err(MediaError::PowerLost), buf);
+            }
             state.counters.reads += 1;
             let checked = state.table.check_read(chunk, sector, buf.len());
             match &checked {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::ZonedSlice;
 use super::transport::{Stopped, Transport};
 use super::zones::ZonedShape;
-use crate::admission::Admission;
+use crate::admission::{Admission, admitted_media};
 use crate::barrier::Barrier;
 use crate::buffer::AlignedBuf;
 use crate::chunk_order::{Broken, ChunkOrder, Passage, Sharing};
@@ -269,33 +269,7 @@ fn holds_resources(condition: ZoneCondition) -> bool {
 }
 
 impl Media for ZonedMedia {
-    fn geometry(&self) -> &Geometry {
-        self.admission.geometry()
-    }
-
-    async fn report(&self) -> Result<Vec<ChunkInfo>, MediaError> {
-        Ok(self.admission.report())
-    }
-
-    async fn write(
-        &self,
-        chunk: ChunkId,
-        sector: u32,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<(), MediaError>, AlignedBuf) {
-        let (result, buf) = self.place("write", chunk, Some(sector), buf, durability).await;
-        (result.map(drop), buf)
-    }
-
-    async fn append(
-        &self,
-        chunk: ChunkId,
-        buf: AlignedBuf,
-        durability: Durability,
-    ) -> (Result<u32, MediaError>, AlignedBuf) {
-        self.place("append", chunk, None, buf, durability).await
-    }
+    admitted_media!();
 
     async fn read(
         &self,
@@ -359,10 +333,6 @@ impl Media for ZonedMedia {
         self.admission.flush();
         let failed = |source| MediaError::Io { operation: "flush", chunk: ChunkId(0), sector: 0, source };
         self.barrier.flush(async { self.transport.flush().await.map_err(failed) }).await
-    }
-
-    fn counters(&self) -> MediaCounters {
-        self.admission.counters()
     }
 }
 

@@ -9,6 +9,7 @@ mod driver;
 mod flash;
 mod liar;
 mod model;
+mod regressions;
 mod rig;
 mod sector;
 mod sim;

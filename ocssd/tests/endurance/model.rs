@@ -51,6 +51,16 @@ enum Phase {
     Limbo(ChunkState),
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Reset {
+    /// When it completed.
+    at: Option<u64>,
+    /// It is durable.
+    covered: bool,
+    /// A flush that had to cover it failed: no other will.
+    doomed: bool,
+}
+
 #[derive(Debug, Clone)]
 struct Chunk {
     phase: Phase,
@@ -61,10 +71,10 @@ struct Chunk {
     writes_in_flight: u32,
     resetting: bool,
     finishing: bool,
-    /// When its last reset completed, and whether that is durable.
-    reset_at: Option<u64>,
-    reset_covered: bool,
-    reset_doomed: bool,
+    /// Its last reset.
+    reset: Reset,
+    /// The one before, if nothing was written since. If the last one was given up, a chunk that is free may be so by this.
+    reset_before: Option<Reset>,
     /// When it was closed at less than its end, and whether that is durable.
     closed_at: Option<u64>,
     close_covered: bool,
@@ -199,9 +209,8 @@ impl Chunk {
             writes_in_flight: 0,
             resetting: false,
             finishing: false,
-            reset_at: Some(0),
-            reset_covered: true,
-            reset_doomed: false,
+            reset: Reset { at: Some(0), covered: true, doomed: false },
+            reset_before: None,
             closed_at: None,
             close_covered: false,
             close_doomed: false,
@@ -701,7 +710,9 @@ impl Model {
                 for sector in &mut chunk.sectors {
                     sector.doomed |= covers(sector.completed_at) && !sector.covered;
                 }
-                chunk.reset_doomed |= covers(chunk.reset_at) && !chunk.reset_covered;
+                for reset in std::iter::once(&mut chunk.reset).chain(&mut chunk.reset_before) {
+                    reset.doomed |= covers(reset.at) && !reset.covered;
+                }
                 chunk.close_doomed |= covers(chunk.closed_at) && !chunk.close_covered;
             }
             return;
@@ -715,8 +726,9 @@ impl Model {
             for sector in &mut chunk.sectors {
                 sector.covered |= covers(sector.completed_at) && !sector.doomed;
             }
-            let reset = covers(chunk.reset_at) && !chunk.reset_doomed;
-            chunk.reset_covered |= reset;
+            for reset in std::iter::once(&mut chunk.reset).chain(&mut chunk.reset_before) {
+                reset.covered |= covers(reset.at) && !reset.doomed;
+            }
             chunk.close_covered |= covers(chunk.closed_at) && !chunk.close_doomed;
         }
     }
@@ -726,9 +738,8 @@ impl Model {
         let state = self.chunk(chunk);
         state.resetting = true;
         state.life += 1;
-        state.reset_at = None;
-        state.reset_covered = false;
-        state.reset_doomed = false;
+        let last = std::mem::take(&mut state.reset);
+        state.reset_before = state.is(ChunkState::Free).then_some(last);
         state.survived = 0;
         state.loose = false;
         state.broken = false;
@@ -749,8 +760,9 @@ impl Model {
             Ok(()) => {
                 state.phase = Phase::Known(ChunkState::Free);
                 state.pointer = 0;
-                state.reset_at = Some(now);
-                state.reset_covered |= durably;
+                state.reset.at = Some(now);
+                state.reset.covered |= durably;
+                state.reset_before = None;
                 state.failed_at = None;
                 state.members_offline = 0;
                 state.members_gone.clear();
@@ -835,7 +847,7 @@ impl Model {
                 for sector in &mut chunk.sectors {
                     sector.doomed |= sector.number.is_some() && !sector.covered;
                 }
-                chunk.reset_doomed |= !chunk.reset_covered;
+                chunk.reset.doomed |= !chunk.reset.covered;
                 chunk.close_doomed |= !chunk.close_covered;
             }
         }
@@ -990,6 +1002,7 @@ impl Model {
             let chunk = &mut self.chunks[index];
             chunk.writes_in_flight = 0;
             chunk.resetting = false;
+            chunk.reset_before = None;
             chunk.finishing = false;
             chunk.broken = false;
             let limbo = matches!(chunk.phase, Phase::Limbo(_));
@@ -1040,22 +1053,27 @@ impl Model {
         }
         let Promises { pads, tells_faults, volume, .. } = self.promises;
         let chunk = &mut self.chunks[id.0 as usize];
-        let certain = chunk.reset_covered
-            || keeps_volatile && chunk.reset_at.is_some()
+        let certain = chunk.reset.covered
+            || keeps_volatile && chunk.reset.at.is_some()
             || chunk.promised(at_stake).next().is_some();
         if !certain {
             if state == ChunkState::Free {
                 // The reset happened.
-                chunk.reset_at = Some(now);
-                chunk.reset_covered = power_lost;
+                chunk.reset.at = Some(now);
+                chunk.reset.covered = power_lost;
+                // Or it is free by the one before: then no flush makes that durable, if one failed to.
+                chunk.reset.doomed |= chunk.reset_before.is_some_and(|reset| reset.doomed && !reset.covered);
                 chunk.failed_at = None;
                 chunk.reopen();
                 chunk.phase = Phase::Known(state);
                 chunk.pointer = 0;
-                chunk.sectors.iter_mut().for_each(Sector::clear);
+                for sector in &mut chunk.sectors {
+                    sector.clear();
+                    sector.unreadable &= !power_lost;
+                }
                 return;
             }
-            self.tally.resets_lost += u64::from(chunk.reset_at.take().is_some());
+            self.tally.resets_lost += u64::from(chunk.reset.at.take().is_some());
             chunk.reopen();
             chunk.phase = Phase::Limbo(state);
             chunk.pointer = pointer;
@@ -1114,6 +1132,8 @@ impl Model {
                 self.tally.hidden_lost += u64::from(sector.covered);
                 self.tally.volatile_lost += u64::from(completed && !sector.covered);
                 sector.clear();
+                // Of a line that is not empty, members may have more than is shown.
+                sector.unreadable &= !(power_lost && (volume.is_none() || state == ChunkState::Free));
             } else if volume.is_some() {
                 // Of a write in flight anything may be there.
                 let unsure = !completed || sector.straddled || sector.doomed || tore;
@@ -1127,7 +1147,7 @@ impl Model {
         }
         chunk.phase = Phase::Known(state);
         chunk.pointer = pointer;
-        chunk.reset_at.get_or_insert(now);
+        chunk.reset.at.get_or_insert(now);
         if state == ChunkState::Closed {
             if pointer < geometry.chunk_sectors {
                 chunk.closed_at.get_or_insert(now);
@@ -1139,7 +1159,7 @@ impl Model {
         chunk.reopened |= state == ChunkState::Open && volume.is_some_and(|volume| volume.device_hides);
         if power_lost {
             // What a cut left is on the medium.
-            chunk.reset_covered = true;
+            chunk.reset.covered = true;
             chunk.survived = pointer;
             // A volume closed it anew, and will do so again.
             chunk.close_covered |= state == ChunkState::Closed && volume.is_none();

@@ -116,6 +116,7 @@ pub(crate) struct VolumeRig<D: Device> {
     volume: Option<Rc<Volume<D>>>,
     promises: VolumePromises,
     rates: FaultRates,
+    /// Damage in two of its chunks has a volume refused: a second one does not follow the first before a start.
     metadata_is_damaged: bool,
     counted: CountedFaults,
     /// What struck and was not taken yet.
@@ -162,10 +163,6 @@ const NO_FAULTS: FaultRates = FaultRates {
     stall: 0,
     power_cut: 0,
 };
-
-/// Whether a start repairs the metadata that it finds damaged. Damage in two of its chunks has a volume refused, so a
-/// second one must not follow the first before that.
-const STARTS_REPAIR_METADATA: bool = false;
 
 /// Times that a volume is opened before it counts as one that cannot be.
 const OPENINGS_MAX: u32 = 1000;
@@ -343,7 +340,8 @@ impl<D: Device> VolumeRig<D> {
                     // Not in the middle of what follows, where nobody expects it.
                     self.device.crash_after(u64::MAX / 2);
                     self.volume = Some(Rc::new(volume));
-                    self.metadata_is_damaged &= !STARTS_REPAIR_METADATA;
+                    // A start repairs the damage that it finds, and what it cannot see is none.
+                    self.metadata_is_damaged = false;
                     self.note_faults();
                     return;
                 }

@@ -225,6 +225,47 @@ fn slices_of_a_file_work_at_once() {
     assert_eq!(counters.amplification(), 1.0);
 }
 
+/// Each thread has a runtime of its own, and no waker of one may be used on another. Fails (panics) if whatever lands on one
+/// thread wakes all that wait.
+#[test]
+fn who_waits_on_one_thread_is_not_woken_by_another() {
+    let folder = Folder::with(&options());
+    let device = folder.open();
+    let threads: Vec<_> = (0..4)
+        .map(|shard| {
+            let device = device.clone();
+            std::thread::spawn(move || {
+                let media = device.slice(shard, 4).unwrap();
+                run(async {
+                    for _ in 0..10 {
+                        let tasks: Vec<_> = (0..CHUNKS / 4)
+                            .map(|chunk| {
+                                let media = media.clone();
+                                monoio::spawn(async move {
+                                    media.reset(ChunkId(chunk)).await.unwrap();
+                                    for at in (0..CHUNK_SECTORS).step_by(8) {
+                                        let buf = filled(8, shard as u8);
+                                        media
+                                            .write(ChunkId(chunk), at, buf, Durability::Durable)
+                                            .await
+                                            .0
+                                            .unwrap();
+                                    }
+                                    media.flush().await.unwrap();
+                                })
+                            })
+                            .collect();
+                        for task in tasks {
+                            task.await;
+                        }
+                    }
+                });
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
 #[test]
 fn what_cannot_be_made_leaves_nothing() {
     let folder = Folder::new();

@@ -8,6 +8,7 @@ mod file;
 mod flash;
 mod hard_reset;
 mod hardware;
+mod overlay;
 mod recorder;
 mod sim;
 mod volume;

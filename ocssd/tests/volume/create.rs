@@ -1,8 +1,8 @@
 //! Making and opening volumes: what is remembered, and what is refused with which reason.
 
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, OpenMode, SimMedia, SimOptions, Volume,
-    VolumeError, VolumeOptions,
+    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, Notice, NoticeKind, OpenMode, SimMedia,
+    SimOptions, Volume, VolumeError, VolumeOptions,
 };
 
 use crate::faulty::{Fault, Faulty, block_on};
@@ -130,6 +130,32 @@ fn a_damaged_chunk_that_was_left_is_repaired() {
     assert_eq!([report[0].state, report[1].state], [ChunkState::Free, ChunkState::Open]);
     fill(&bench.device, 9, 0xa5);
     bench.restart().check();
+}
+
+/// Seeds 207 and 1910 of the endurance run `volume_over_failing_sim`. A sector of a record's padding goes bad while the device
+/// hides it, so that a start does not see it, and comes to light when the chunk is left and closed: that counted as damage,
+/// and with a second one the volume was refused. A next record close behind it was not read for its sake.
+#[test]
+fn a_bad_sector_in_the_padding_of_a_record_is_no_damage() {
+    for left in [true, false] {
+        let bench = Bench::new(geometry(), 1, 0);
+        // The first record and its partner are followed by twelve of padding, of which the device hides six.
+        bench.device.sim.fail_reads_of(ChunkId(0), 13);
+        let bench = bench.restart();
+        assert_eq!(bench.volume.status().metadata_bytes, 0, "nothing is seen of it");
+        if left {
+            bench.device.notice(Notice { chunk: ChunkId(0), sectors: None, kind: NoticeKind::EccHigh });
+            assert!(bench.volume.take_notices().is_empty());
+        }
+        bench.device.fail_write(1, Fault::Failed);
+        bench.write(0, 30, Durable).unwrap();
+        let report = block_on(bench.device.report()).unwrap();
+        assert_eq!([report[0].write_pointer, report[1].write_pointer], if left { [14, 14] } else { [28, 0] });
+        fill(&bench.device, 9, 0xa5);
+        let bench = bench.restart();
+        assert_eq!(bench.volume.status().remapped, 1);
+        bench.check();
+    }
 }
 
 /// A chunk that was replaced becomes a spare, so in time every member may be remapped, however few the spares are.

@@ -101,7 +101,8 @@ impl Bench {
     }
 
     pub(crate) fn check(&self) {
-        block_on(self.model.borrow().clone().check_all(&self.volume));
+        let scarce = self.volume.status().spares_left == 0;
+        block_on(self.model.borrow().clone().check_all(&self.volume, scarce));
     }
 
     /// The power goes and comes back; what was promised must be there.

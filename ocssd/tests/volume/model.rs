@@ -151,13 +151,14 @@ impl Model {
         }
     }
 
-    /// Checks all that was acknowledged on an open volume.
-    pub(crate) async fn check_all<M: Media>(&self, volume: &Volume<M>) {
-        for (index, line) in
-            self.lines.iter().enumerate().filter(|(_, line)| !line.resetting && !line.stopped)
-        {
+    /// Checks all that was acknowledged on an open volume. `scarce`: there were no spares at some moment.
+    pub(crate) async fn check_all<M: Media>(&self, volume: &Volume<M>, scarce: bool) {
+        for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| !line.resetting) {
             match line.gone {
-                0 => check(volume, index as u32, line.life, line.acknowledged).await,
+                0 => {
+                    let end = shown_end(volume, index as u32, line, scarce).await;
+                    check(volume, index as u32, line.life, end.expect("power is on")).await;
+                }
                 most => {
                     let gone = check_lost(volume, index as u32, line, line.acknowledged).await;
                     assert!(gone.len() as u32 <= most, "line {index}: members {gone:?} are gone, {line:?}");
@@ -167,8 +168,27 @@ impl Model {
     }
 }
 
+/// Where what was acknowledged of a line on an open volume ends for its readers: a line that broke for want of a spare is
+/// closed where its chunk failed. What was promised is below that, and a line that the host closed does not break. `None`:
+/// the power is gone.
+pub(crate) async fn shown_end<M: Media>(
+    volume: &Volume<M>,
+    index: u32,
+    line: &LineModel,
+    scarce: bool,
+) -> Option<u32> {
+    let info = volume.report().await.ok()?[index as usize];
+    let end = info.write_pointer;
+    if info.state != ChunkState::Closed || end >= line.acknowledged {
+        return Some(line.acknowledged);
+    }
+    assert!(scarce, "line {index} ends at {end}, and there always were spares: {line:?}");
+    assert!(end >= line.promised && !line.closed, "line {index} ends at {end}: {line:?}");
+    Some(end)
+}
+
 /// Reads the front of a line that lost members, sector by sector: the others' are right, theirs say that they are gone.
-/// What was not promised may be cut off. Returns the members that were found to be gone.
+/// What was not promised may be cut off, where the line was closed. Returns the members that were found to be gone.
 pub(crate) async fn check_lost<M: Media>(
     volume: &Volume<M>,
     index: u32,
@@ -190,8 +210,14 @@ pub(crate) async fn check_lost<M: Media>(
             }
             (Err(MediaError::PowerLost), _) => return gone,
             (Err(error), _) => {
-                let cut_off = sector >= line.promised && matches!(error, MediaError::Rule { .. });
-                assert!(cut_off, "line {index}, sector {sector}: {error}, {line:?}");
+                let Ok(report) = volume.report().await else { return gone };
+                let info = report[index as usize];
+                let ends = info.state == ChunkState::Closed && info.write_pointer <= sector;
+                let refused = matches!(error, MediaError::Rule { .. });
+                assert!(
+                    refused && sector >= line.promised && ends,
+                    "line {index}, sector {sector}: {error}, {line:?}"
+                );
             }
         }
     }

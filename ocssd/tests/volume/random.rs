@@ -13,12 +13,12 @@ use std::task::Poll;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use terrane_ocssd::{
-    AlignedBuf, ChunkId, ChunkState, Durability, Geometry, Media, MediaError, Notice, NoticeKind, OpenMode,
-    Volume, VolumeError, VolumeOptions,
+    AlignedBuf, ChunkId, Durability, Geometry, Media, MediaError, Notice, NoticeKind, OpenMode, Volume,
+    VolumeError, VolumeOptions,
 };
 
 use crate::faulty::{Faulty, block_on};
-use crate::model::{LineModel, Model, check_lost, write};
+use crate::model::{LineModel, Model, check_lost, shown_end, write};
 use crate::{Told, is_no_spare, poll};
 
 const RUNS: u64 = 150;
@@ -265,18 +265,21 @@ impl Run {
                     let gone = check_lost(volume, line, &this, end).await;
                     let most = model.borrow().lines[line as usize].gone;
                     assert!(gone.len() as u32 <= most, "line {line}: members {gone:?} are gone of {most}");
-                } else if end > 0 && !*lost.borrow() {
+                    return;
+                }
+                loop {
+                    let shown = async || shown_end(volume, line, &this, self.scarce.get()).await;
+                    let Some(end @ 1..) = shown().await else { return };
+                    if *lost.borrow() {
+                        return;
+                    }
                     let buf = AlignedBuf::zeroed(end as usize * 512);
                     let (result, buf) = volume.read(ChunkId(line), 0, buf).await;
-                    // A line that broke for want of a spare ends where its chunk failed, before what was acknowledged
-                    // as volatile.
                     if matches!(result, Err(MediaError::Rule { .. }))
-                        && volume.report().await.is_ok_and(|report| {
-                            let info = report[line as usize];
-                            info.state == ChunkState::Closed && info.write_pointer < end
-                        })
+                        && shown().await.is_none_or(|shown| shown < end)
                     {
-                        return;
+                        // It broke while it was read.
+                        continue;
                     }
                     let gone = model.borrow().lines[line as usize].gone > 0;
                     if gone && matches!(result, Err(MediaError::Unreadable { .. })) {
@@ -287,6 +290,7 @@ impl Run {
                         let right = crate::model::content(line, this.life, 0, end);
                         assert!(*buf == *right, "line {line}, life {}: wrong", this.life);
                     }
+                    return;
                 }
             }),
         }
@@ -417,7 +421,7 @@ fn run(seed: u64, offline_max: u32) {
         if !lost && run.device.sim.has_power() {
             let model = run.model.borrow().clone();
             run.device.sim.crash_after(NEVER);
-            block_on(model.check_all(&run.volume));
+            block_on(model.check_all(&run.volume, run.scarce.get()));
         }
         run.device.fail_at_random(0, 0);
         let cut = lost || !run.device.sim.has_power() || run.rng.random_bool(0.6);
@@ -442,6 +446,19 @@ fn chunks_go_offline_while_the_volume_is_in_use() {
 #[test]
 fn a_broken_line_begins_no_program_while_it_is_closed() {
     run(515, 3);
+}
+
+/// A false alarm of the model: a flush had a line write what waited in memory, its chunk failed, and there was no spare. The
+/// line ends there, below what was acknowledged as volatile; nothing of that was promised, and the flush failed.
+#[test]
+fn a_line_that_breaks_in_a_flush_ends_where_its_chunk_failed() {
+    run(2327, 3);
+}
+
+/// A false alarm of the model: a line breaks for a chunk that is gone, and the power goes before it says where it ends.
+#[test]
+fn the_power_goes_while_a_line_that_broke_is_read() {
+    run(1858, 3);
 }
 
 fn for_seeds(runs: u64, test: &str, run: impl Fn(u64)) {

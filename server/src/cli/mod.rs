@@ -7,6 +7,7 @@
 mod config;
 mod connection;
 mod format;
+mod inspect;
 mod kv;
 mod layout;
 mod local;
@@ -31,6 +32,8 @@ enum Exit {
     ConditionFailed = 4,
     /// No node, or no leader, answered in time. A write may or may not have happened.
     Unavailable = 5,
+    /// What was looked at can be read, and something is missing or broken.
+    Damaged = 6,
 }
 
 const EXIT_CODES: &str = "\
@@ -41,6 +44,7 @@ Exit codes:
   3  not found: no such key to get, or to del --if-exists
   4  the condition of a conditional put or delete did not hold: nothing was written
   5  unavailable: no node or no leader answered in time (a write may or may not have happened)
+  6  inspect: something on the device is missing or broken
 
 To begin, on this machine:
   terrane local --nodes 3 --dir ./cluster        a three-node cluster, until Ctrl-C
@@ -80,6 +84,8 @@ enum Command {
     Status(status::Args),
     /// Print or check a node's configuration
     Config(config::Args),
+    /// Show what stands on a stopped node's device, or verify it; exits with 6 if something is missing or broken
+    Inspect(inspect::Args),
 }
 
 impl Exit {
@@ -91,6 +97,7 @@ impl Exit {
             Exit::NotFound => "not_found",
             Exit::ConditionFailed => "condition_failed",
             Exit::Unavailable => "unavailable",
+            Exit::Damaged => "damaged",
         }
     }
 }
@@ -155,6 +162,7 @@ impl Command {
             Command::Scan(args) => args.target.json,
             Command::Status(args) => args.target.json,
             Command::Local(args) => args.json,
+            Command::Inspect(args) => args.json,
             Command::Start(_) | Command::Format(_) | Command::Config(_) => false,
         }
     }
@@ -175,6 +183,7 @@ pub fn main() -> ExitCode {
         Command::Scan(args) => kv::scan(&args),
         Command::Status(args) => status::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

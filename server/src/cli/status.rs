@@ -136,6 +136,7 @@ impl Picture {
                             .map(|(name, value)| (name.clone(), (*value).into()))
                             .collect();
                         object.insert("counters".to_owned(), counters.into());
+                        object.insert("cache_hit_ratio".to_owned(), cache_hit_ratio(status).into());
                         let groups: Vec<Value> = status
                             .groups
                             .iter()
@@ -222,6 +223,9 @@ impl Picture {
             for (name, value) in &status.counters {
                 table.add_row([name.clone(), value.to_string()]);
             }
+            if let Some(ratio) = cache_hit_ratio(status) {
+                table.add_row(["cache_hit_ratio".to_owned(), format!("{ratio:.3}")]);
+            }
             text.push_str(&lines(&table));
             if groups {
                 text.push('\n');
@@ -254,6 +258,12 @@ impl Picture {
         }
         text
     }
+}
+
+/// Of a node's reads of values that recent entries could not answer, the part that its caches did. `None` before the first.
+fn cache_hit_ratio(status: &NodeStatus) -> Option<f64> {
+    let (hits, misses) = (status.counter("cache_hits")?, status.counter("cache_misses")?);
+    (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64)
 }
 
 /// A table without lines: columns that `awk` can read.
@@ -292,7 +302,9 @@ mod tests {
     fn picture() -> Picture {
         let node = |id: u64, groups| NodeStatus {
             node: NodeId(id),
-            counters: vec![("user_bytes".to_owned(), 10 * id)],
+            counters: [("user_bytes", 10 * id), ("cache_hits", 3 * (id - 1)), ("cache_misses", id - 1)]
+                .map(|(name, value)| (name.to_owned(), value))
+                .to_vec(),
             groups,
         };
         let old = node(
@@ -346,16 +358,21 @@ mod tests {
              3     h:7400   1       -         0      connection refused
 
             node 1
-             counter     value
-             user_bytes  10
+             counter       value
+             user_bytes    10
+             cache_hits    0
+             cache_misses  0
 
              table  partition  shard  role      term  commit  applied  last  leader
              1      0          0      leader    3     5       5        6     1
              1      1          0      follower  9     5       5        6     3
 
             node 2
-             counter     value
-             user_bytes  20
+             counter          value
+             user_bytes       20
+             cache_hits       3
+             cache_misses     1
+             cache_hit_ratio  0.750
 
              table  partition  shard  role      term  commit  applied  last  leader
              1      0          0      leader    4     5       5        6     2
@@ -370,6 +387,8 @@ mod tests {
         assert_eq!(json["cluster"], "00000000000000000000000000000abc");
         assert_eq!(json["leaderless"], json!(["default/1"]));
         assert_eq!(json["nodes"][0]["counters"]["user_bytes"], 10);
+        let ratio = |node: usize| &json["nodes"][node]["cache_hit_ratio"];
+        assert_eq!((ratio(0), ratio(1)), (&Value::Null, &json!(0.75)), "none before the first read");
         assert_eq!(json["nodes"][0]["replicas"][1]["leader"], 3);
         assert_eq!(
             (&json["nodes"][2]["reachable"], &json["nodes"][2]["problem"]),

@@ -35,7 +35,8 @@ use crate::ring;
 const CLUSTER: u128 = u128::from_be_bytes(*b"terrane-loadgen ");
 
 /// A probe overwrites in place and fills at several points at once: other kinds of device are refused, with the reason.
-const OPENED_AS: DeviceOptions = DeviceOptions { nosync: false, kind: Some(DeviceKind::Conventional) };
+const OPENED_AS: DeviceOptions =
+    DeviceOptions { nosync: false, kind: Some(DeviceKind::Conventional), read_only: false };
 
 /// Chunks that a slice is divided into, about, and limits of a chunk's size: as `terrane format` chooses them for a
 /// large device, but smaller ones on a small device, so that there still are enough to choose from.

@@ -1,14 +1,18 @@
 //! The one file that the shards' slices lie in: laid out at its first use, opened ever after.
 //!
 //! Invariant: the file has its name only once it is laid out to its end, every slice with an empty store in it. What
-//! was interrupted is laid out anew.
+//! was interrupted is removed, or laid out anew where it could not be.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use terrane_engine::{SliceId, Store};
 use terrane_ocssd::{Device, DeviceOptions, FormatOptions, KindOptions};
+use tokio::sync::Notify;
 
+use crate::report::figures::bytes;
 use crate::target::engine::config::Config;
 use crate::target::engine::ring;
 
@@ -26,11 +30,40 @@ pub(super) fn slice_id(shard: u32) -> SliceId {
     SliceId { cluster: CLUSTER, node: NODE, shard }
 }
 
+/// How whoever waits for a device to be laid out, which may take minutes, can be done with it. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GiveUp {
+    asked: Arc<AtomicBool>,
+    done: Arc<Notify>,
+}
+
+impl GiveUp {
+    /// Asks for it; resolves when the unfinished file is removed, and never if the layout comes to its end before.
+    pub(crate) async fn give_up(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+        self.done.notified().await;
+    }
+
+    /// If it was asked for, removes the file and stays here for good. Formatting cannot be told to stop: its thread
+    /// halts between two writes, and ends with the process.
+    fn obey(&self, unfinished: &Path) {
+        if self.asked.load(Ordering::SeqCst) {
+            // What cannot be removed is laid out anew by the next run.
+            let _ = std::fs::remove_file(unfinished);
+            self.done.notify_one();
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
 /// Opens the device in `folder`, laying it out if there is none. Blocks: laying out writes the whole file once.
-pub(super) fn open_or_lay_out(folder: &Path, config: &Config) -> anyhow::Result<Device> {
+pub(super) fn open_or_lay_out(folder: &Path, config: &Config, give_up: &GiveUp) -> anyhow::Result<Device> {
     let path = folder.join(NAME);
     if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
-        lay_out(folder, config)?;
+        eprintln!("Laying out {} in {}", bytes(config.capacity_bytes), folder.display());
+        lay_out(folder, config, give_up)?;
     }
     let device = Device::open(&path, &DeviceOptions { nosync: config.nosync, ..DeviceOptions::default() })?;
     let found = *device.superblock();
@@ -56,7 +89,7 @@ pub(super) fn open_or_lay_out(folder: &Path, config: &Config) -> anyhow::Result<
     Ok(device)
 }
 
-fn lay_out(folder: &Path, config: &Config) -> anyhow::Result<()> {
+fn lay_out(folder: &Path, config: &Config, give_up: &GiveUp) -> anyhow::Result<()> {
     let unfinished = folder.join(UNFINISHED);
     let options = FormatOptions {
         cluster: CLUSTER,
@@ -68,7 +101,8 @@ fn lay_out(folder: &Path, config: &Config) -> anyhow::Result<()> {
         // Only this function makes a file of this name.
         force: true,
     };
-    Device::format(&unfinished, &options, &KindOptions::default(), &mut |_, _| {})?;
+    let mut progress = |_, _| give_up.obey(&unfinished);
+    Device::format(&unfinished, &options, &KindOptions::default(), &mut progress)?;
     // The caller may be on a runtime, within which no other can run.
     let formatted = std::thread::scope(|scope| {
         let format = || -> anyhow::Result<()> {

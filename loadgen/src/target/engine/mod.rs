@@ -39,6 +39,8 @@ use terrane_ocssd::trace::Recorder;
 
 use crate::measure::meter::Look;
 use crate::measure::process;
+pub(crate) use crate::target::engine::device::GiveUp;
+
 use crate::target::engine::config::Config;
 use crate::target::engine::panel::Panel;
 use crate::target::engine::ring::Door;
@@ -66,16 +68,16 @@ struct Shared {
 
 impl EngineConnect {
     /// Opens the store in the setup's folder; where there is none it is laid out first, which writes its whole
-    /// capacity once. Blocks.
+    /// capacity once. Blocks; for good, if laying out is given up.
     ///
     /// # Errors
     /// If a setting is unknown or out of its limits, the folder cannot hold the store, or holds one that was laid out
     /// otherwise.
-    pub(crate) fn new(setup: Setup) -> anyhow::Result<EngineConnect> {
+    pub(crate) fn new(setup: Setup, give_up: &GiveUp) -> anyhow::Result<EngineConnect> {
         let folder = setup.folder.clone();
         let config = Config::new(setup)?;
-        let traces = config.trace.as_deref().map(|base| Traces::begin(base, config.threads)).transpose()?;
-        let device = device::open_or_lay_out(&folder, &config)?;
+        let traces = config.trace.as_deref().map(|base| Traces::new(base, config.threads)).transpose()?;
+        let device = device::open_or_lay_out(&folder, &config, give_up)?;
         let panels = (0..config.threads).map(|_| Arc::default()).collect();
         let shared = Shared { config, device, panels, ends: Mutex::default(), traces };
         Ok(EngineConnect { shared: Arc::new(shared) })
@@ -84,6 +86,12 @@ impl EngineConnect {
     /// What the store is opened with, for the report.
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         self.shared.config.settings(&self.shared.device)
+    }
+
+    /// Removes the traces that were begun and not ended, their threads being left to the end of the process: it was
+    /// interrupted before it did anything.
+    pub(crate) fn discard_traces(&self) {
+        self.shared.traces.iter().for_each(Traces::discard);
     }
 
     /// This seat's end of its crew's mesh; the first thread of a crew makes the mesh.

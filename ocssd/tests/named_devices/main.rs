@@ -1,6 +1,8 @@
 //! Every kind of device that the environment names, as a node's device: real drives, or the namespaces of the QEMU guest
 //! (`ocssd/qemu/run --test named_devices`). **Everything on them is destroyed.** Where none is named, nothing is tested.
 
+mod hard_reset;
+
 use std::path::{Path, PathBuf};
 
 use terrane_ocssd::superblock::{COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES};
