@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use terrane_ocssd::{ChunkId, MediaError};
 
+use crate::compression::DecompressError;
 use crate::entry::GroupId;
 use crate::op::OpError;
 use crate::options::OptionsError;
@@ -138,6 +139,17 @@ pub enum ReadError {
         chunk: ChunkId,
         /// Bytes from the start of the chunk.
         offset: u32,
+    },
+    /// The record is as it was appended, but its value is not one that was compressed: whoever appended it was wrong, and
+    /// every replica has the same.
+    #[error("the value of {group} index {index} cannot be decompressed: {reason}")]
+    Compressed {
+        /// The group.
+        group: GroupId,
+        /// Raft index of the record.
+        index: u64,
+        /// What is wrong with it.
+        reason: DecompressError,
     },
     /// The log does not reach that far back or forth.
     #[error("index {index} is outside the log, which is {first}..={last}")]

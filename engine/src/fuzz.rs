@@ -9,12 +9,13 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::anchor::{Anchor, EpochEnd, Found, FreedSegment};
+use crate::compression::Decompressor;
 use crate::entry::GroupId;
 use crate::frame::{self, BodyChecksum, FrameHeader};
 use crate::frame_set::FrameSet;
 use crate::index::{Index, Located, Place};
 use crate::lineage::TermRun;
-use crate::op::{self, Op, OpsBuilder};
+use crate::op::{self, Op, OpsBuilder, Stored};
 use crate::policy::heat::Heat;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::{self, Generation, SegmentHeader, Stamp};
@@ -152,13 +153,21 @@ pub fn state_record(bytes: &[u8]) {
     }
 }
 
-/// The ops of an entry. They have one spelling.
+/// The ops of an entry. They have one spelling. What a compressed value decompresses to is as long as it says.
 pub fn ops(bytes: &[u8]) {
+    let mut decompressor = Decompressor::new();
     let mut builder = OpsBuilder::new();
     let mut keys: Vec<Vec<u8>> = Vec::new();
     for op in op::decode(bytes) {
         match op {
-            Ok(Op::Put { key, value, expires_unix_ms }) => builder.put(key, value, expires_unix_ms),
+            Ok(Op::Put { key, value, expires_unix_ms }) => {
+                if let Stored::Compressed { stored, raw_bytes } = value
+                    && let Ok(raw) = decompressor.decompress(stored, raw_bytes)
+                {
+                    assert_eq!(raw.len(), value.raw_bytes());
+                }
+                builder.put_stored(key, value, expires_unix_ms)
+            }
             Ok(Op::Delete { key }) => builder.delete(key),
             Err(_) => {
                 keys.iter().for_each(|key| assert!(op::last_said(bytes, key).is_err()));
@@ -251,6 +260,12 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut ops = OpsBuilder::new();
     ops.put(b"key", b"value", None).put(b"k", b"", Some(9)).delete(b"gone").put(&[7; 200], &[8; 300], None);
     let ops = ops.finish();
+    // A frame of zstd spelled out (RFC 8878, without the magic number): 300 bytes of content in a run of one block.
+    let stored = [0x60, 0x2c, 0x00, 0x63, 0x09, 0x00, 0x07];
+    assert_eq!(Decompressor::new().decompress(&stored, 300).as_deref(), Ok(&[7; 300][..]));
+    let value = Stored::Compressed { stored: &stored, raw_bytes: 300 };
+    let mut compressed = OpsBuilder::new();
+    compressed.put_stored(b"key", value, None).put_stored(b"k", value, Some(9)).delete(b"gone");
     let record = |kind, payload: &[u8]| {
         let header = RecordHeader {
             payload_bytes: payload.len() as u32,
@@ -303,6 +318,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("frame", frame),
         ("state_record", state.encode().to_vec()),
         ("ops", ops.to_vec()),
+        ("ops", compressed.finish().to_vec()),
         ("index", orders),
     ]
 }

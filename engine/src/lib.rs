@@ -54,12 +54,14 @@
 //! own progress, and everything happens on one thread.
 //!
 //! The layout of a slice is described in `docs/format.md`; each part of it has one owner here ([`op`], and the private
-//! modules `anchor`, `segment`, `frame`, `record`, `state_record`).
+//! modules `anchor`, `segment`, `frame`, `record`, `state_record`). Values may be compressed before they are appended
+//! ([`compression`], [`op::encode_put_compressed`]).
 
 mod anchor;
 mod cache;
 mod chronicle;
 mod cleaning;
+pub mod compression;
 mod core;
 mod cursor;
 mod entry;

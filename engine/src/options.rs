@@ -54,7 +54,7 @@ pub struct OptionsError {
     /// The field.
     pub option: &'static str,
     /// What it was set to.
-    pub value: u64,
+    pub value: i128,
     /// What it must be.
     pub limit: &'static str,
 }
@@ -62,8 +62,8 @@ pub struct OptionsError {
 impl Options {
     /// Checks every option against its limits.
     pub fn validate(&self) -> Result<(), OptionsError> {
-        let check = |sound: bool, option, value, limit| {
-            if sound { Ok(()) } else { Err(OptionsError { option, value, limit }) }
+        let check = |sound: bool, option, value: u64, limit| {
+            if sound { Ok(()) } else { Err(OptionsError { option, value: value.into(), limit }) }
         };
         check(self.tail_bytes >= 64 << 10, "tail_bytes", self.tail_bytes, "it must be at least 64 KiB")?;
         let index = self.index_bytes_max;

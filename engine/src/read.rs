@@ -3,6 +3,9 @@
 //! Invariants: what to read is decided at the call, before the first await; what was read counts only if checksum,
 //! group, incarnation, index and term are those of the record that was asked for (rule 10). A read pins its segment: it is
 //! not written again while the read is under way, so the place stays good.
+//!
+//! Payloads stay as they are stored, in the tail and in the cache too; a compressed value is decompressed for each reader, at the
+//! end. So memory holds more of them, and a scan never has more raw values than it returns.
 
 use std::ops::Bound;
 
@@ -15,7 +18,7 @@ use crate::error::ReadError;
 use crate::group::Group;
 use crate::index::{Located, Place};
 use crate::lineage;
-use crate::op::{self, Said};
+use crate::op::{self, Said, Stored};
 use crate::pipeline::Pipeline;
 use crate::record::{self, RecordHeader, RecordKind};
 use crate::segment::Stamp;
@@ -33,7 +36,7 @@ pub enum Lookup {
     Ready(Value),
     /// Its value must be read: [`Store::get`].
     OnMedia {
-        /// Bytes of the record, about what the read will hold in memory.
+        /// Bytes of the record, about what the read will hold in memory. A compressed value comes on top when it is ready.
         bytes: u32,
     },
 }
@@ -102,8 +105,23 @@ impl<M: Media> Drop for Pinned<'_, M> {
     }
 }
 
+/// A value as it is stored. It is a part of its payload, which it keeps in memory.
+struct Kept {
+    stored: Bytes,
+    /// Bytes of the raw value, if what is stored is compressed.
+    compressed_of: Option<u32>,
+    version: u64,
+    expires_unix_ms: Option<u64>,
+}
+
+impl Kept {
+    fn raw_bytes(&self) -> usize {
+        self.compressed_of.map_or(self.stored.len(), |raw_bytes| raw_bytes as usize)
+    }
+}
+
 /// A row of a scan before it is read: key and value.
-type ImageRow<'a, M> = (Bytes, Held<'a, M, Value>);
+type ImageRow<'a, M> = (Bytes, Held<'a, M, Kept>);
 
 impl Core {
     fn wanted(&self, slot: u32, index: u64, place: Place) -> Wanted {
@@ -121,7 +139,7 @@ impl Core {
     }
 
     /// The value of a live version, from memory if it is there.
-    fn value_source(&mut self, slot: u32, key: &[u8], located: Located) -> Source<Value> {
+    fn value_source(&mut self, slot: u32, key: &[u8], located: Located) -> Source<Kept> {
         let group = &self.groups[slot as usize];
         if let Some(entry) = group.tail_entry(located.version) {
             let value = value_in(&entry.payload, key, located.version);
@@ -151,24 +169,50 @@ impl Core {
 }
 
 /// What the payload says of the key at `version`.
-fn value_in(payload: &Bytes, key: &[u8], version: u64) -> Option<Value> {
+fn value_in(payload: &Bytes, key: &[u8], version: u64) -> Option<Kept> {
     match op::last_said(payload, key).ok()?? {
         Said::Put { value, expires_unix_ms } => {
-            Some(Value { value: payload.slice_ref(value), version, expires_unix_ms })
+            let (stored, compressed_of) = match value {
+                Stored::Raw(value) => (value, None),
+                Stored::Compressed { stored, raw_bytes } => (stored, Some(raw_bytes)),
+            };
+            Some(Kept { stored: payload.slice_ref(stored), compressed_of, version, expires_unix_ms })
         }
         Said::Deleted => None,
     }
 }
 
+impl<M: Media> Shared<M> {
+    /// The value as its reader gets it.
+    fn raw(&self, group: GroupId, kept: Kept) -> Result<Value, ReadError> {
+        let Kept { stored, compressed_of, version, expires_unix_ms } = kept;
+        let value = match compressed_of {
+            None => stored,
+            Some(raw_bytes) => {
+                let raw = self.decompressor.borrow_mut().decompress(&stored, raw_bytes);
+                raw.map_err(|reason| ReadError::Compressed { group, index: version, reason })?.into()
+            }
+        };
+        Ok(Value { value, version, expires_unix_ms })
+    }
+}
+
 impl<M: Media> Store<M> {
-    /// The value of a key if it can be had without reading the medium. A group that does not exist has no keys.
+    /// The value of a key if it can be had without reading the medium. A group that does not exist has no keys. A value that
+    /// cannot be decompressed is not to be had: [`Store::get`] says why.
     pub fn try_get(&self, group: GroupId, key: &[u8]) -> Lookup {
         let mut core = self.shared.core.borrow_mut();
         let Some(slot) = core.slot(group) else { return Lookup::Absent };
         let Some(located) = core.groups[slot as usize].index.get(key) else { return Lookup::Absent };
-        match core.value_source(slot, key, located) {
-            Source::Memory(value) => Lookup::Ready(value),
-            Source::Medium(wanted) => Lookup::OnMedia { bytes: wanted.place.length },
+        let kept = match core.value_source(slot, key, located) {
+            Source::Memory(kept) => kept,
+            Source::Medium(wanted) => return Lookup::OnMedia { bytes: wanted.place.length },
+        };
+        drop(core);
+        let stored_bytes = kept.stored.len() as u32;
+        match self.shared.raw(group, kept) {
+            Ok(value) => Lookup::Ready(value),
+            Err(_) => Lookup::OnMedia { bytes: stored_bytes },
         }
     }
 
@@ -179,17 +223,21 @@ impl<M: Media> Store<M> {
             let slot = core.slot(group).ok_or(ReadError::UnknownGroup(group))?;
             let Some(located) = core.groups[slot as usize].index.get(key) else { return Ok(None) };
             match core.value_source(slot, key, located) {
-                Source::Memory(value) => return Ok(Some(value)),
+                Source::Memory(kept) => {
+                    drop(core);
+                    return self.shared.raw(group, kept).map(Some);
+                }
                 Source::Medium(wanted) => Pinned::new(&self.shared, &mut core, wanted),
             }
         };
         // On the heap, so that the future of a get is small: most are answered before, and each is moved at least once.
-        Box::pin(read_value(pinned, key)).await.map(Some)
+        let kept = Box::pin(read_value(pinned, key)).await?;
+        self.shared.raw(group, kept).map(Some)
     }
 
     /// Live keys between the bounds in ascending order, as they are at the time of the call: at most `count_max`
-    /// rows, and rows until `bytes_max` bytes of keys and values are reached (at least one row, if there is one). Reads
-    /// run concurrently, a bounded number at a time.
+    /// rows, and rows until `bytes_max` bytes of keys and raw values are reached (at least one row, if there is one). What
+    /// must be read counts as the payload it is in before. Reads run concurrently, a bounded number at a time.
     pub async fn scan(
         &self,
         group: GroupId,
@@ -202,22 +250,27 @@ impl<M: Media> Store<M> {
         let mut rows = Vec::with_capacity(image.len());
         let mut image = image.into_iter();
         let mut pipeline = Pipeline::new();
+        let mut bytes = 0;
         loop {
             while pipeline.len() < READS_AT_ONCE
                 && let Some((key, source)) = image.next()
             {
                 pipeline.push(async move {
-                    let value = match source {
-                        Held::Memory(value) => value,
+                    let kept = match source {
+                        Held::Memory(kept) => kept,
                         Held::Medium(pinned) => read_value(pinned, &key).await?,
                     };
-                    Ok::<_, ReadError>((key, value))
+                    Ok::<_, ReadError>((key, kept))
                 });
             }
-            match pipeline.next().await {
-                Some(row) => rows.push(row?),
-                None => return Ok(Scan { rows, more }),
+            let Some(read) = pipeline.next().await else { return Ok(Scan { rows, more }) };
+            if bytes >= bytes_max && !rows.is_empty() {
+                return Ok(Scan { rows, more: true });
             }
+            let (key, kept) = read?;
+            let value = self.shared.raw(group, kept)?;
+            bytes += key.len() + value.value.len();
+            rows.push((key, value));
         }
     }
 
@@ -256,7 +309,7 @@ impl<M: Media> Store<M> {
             }
             let source = core.value_source(slot, &key, located);
             bytes += match &source {
-                Source::Memory(value) => key.len() + value.value.len(),
+                Source::Memory(kept) => key.len() + kept.raw_bytes(),
                 Source::Medium(wanted) => wanted.payload_bytes() as usize,
             };
             image.push((key, Held::new(&self.shared, &mut core, source)));
@@ -355,16 +408,16 @@ fn entry_range(group: &Group, from: u64, count_max: usize) -> Option<std::ops::R
     Some(from..end)
 }
 
-async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Value, ReadError> {
+async fn read_value<M: Media>(pinned: Pinned<'_, M>, key: &[u8]) -> Result<Kept, ReadError> {
     let payload = read_verified(&pinned, Wanted::value_in).await?;
     let wanted = &pinned.wanted;
     // The record is the one that was asked for; that it says nothing of the key means that the index is wrong
     // about this device's content, as seen after a recovery. It is an error, never another key's value.
-    let value = value_in(&payload, key, wanted.index).ok_or_else(|| wanted.damaged())?;
+    let kept = value_in(&payload, key, wanted.index).ok_or_else(|| wanted.damaged())?;
     let mut core = pinned.shared.core.borrow_mut();
     core.counters.cache_misses += 1;
     core.cache.insert((wanted.slot, wanted.index), payload);
-    Ok(value)
+    Ok(kept)
 }
 
 impl Wanted {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use terrane_ocssd::Media;
 
 use crate::anchor::{self, Anchor, Found};
+use crate::compression::Decompressor;
 use crate::core::{Core, Counters};
 use crate::entry::{ENTRY_MEMBERSHIP, ENTRY_NOOP, ENTRY_OPS, Entry, GroupId, HardState, Lsn, VOTE_SPENT};
 use crate::error::{AppendError, ApplyError, FormatError, Malformed, OpenError, StoreError};
@@ -36,6 +37,8 @@ pub(crate) struct Shared<M: Media> {
     pub(crate) options: Options,
     pub(crate) epoch: u32,
     pub(crate) core: RefCell<Core>,
+    /// Borrowed for one value at a time.
+    pub(crate) decompressor: RefCell<Decompressor>,
     /// Something became durable, or nothing ever will again.
     pub(crate) progress: Watch,
     /// The flusher has something to do.
@@ -95,6 +98,7 @@ impl<M: Media> Store<M> {
                 options,
                 epoch: core.epoch,
                 core: RefCell::new(core),
+                decompressor: RefCell::default(),
                 progress: Watch::default(),
                 work: Watch::default(),
             }),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use harness::{Node, Replay, block_on, geometry, noop, options, put, seeds, small_flushes};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
+use terrane_engine::op::{self, Op, Stored};
 use terrane_engine::{Entry, GroupId, HardState, OpenError, ReadError};
 use terrane_ocssd::{AlignedBuf, ChunkId, Media, SimMedia, SimOptions};
 
@@ -132,9 +133,9 @@ fn look(media: &SimMedia) -> Outcome {
                 Err(error) => panic!("{error}"),
             };
             let expected = content(group, found.version, (found.version - 1) / ENTRIES_PER_EPOCH + 1);
-            let said = terrane_engine::op::decode(&expected.payload).next().unwrap().unwrap();
-            let (key, value) = (key.as_bytes(), &found.value[..]);
-            assert_eq!(said, terrane_engine::op::Op::Put { key, value, expires_unix_ms: None });
+            let said = op::decode(&expected.payload).next().unwrap().unwrap();
+            let (key, value) = (key.as_bytes(), Stored::Raw(&found.value));
+            assert_eq!(said, Op::Put { key, value, expires_unix_ms: None });
         }
     }
     if suspect { Outcome::Suspect } else { Outcome::Whole }

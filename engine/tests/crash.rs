@@ -20,6 +20,7 @@ use bytes::Bytes;
 use harness::{Node, Replay, block_on, geometry, options, seeds, small_flushes};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
+use terrane_engine::compression::{CompressionOptions, Decompressor, ValueCompressor};
 use terrane_engine::{
     AppendError, Durable, Entry, GroupId, HardState, Lookup, RecoveredGroup, Store, StoreError, op,
 };
@@ -27,6 +28,12 @@ use terrane_ocssd::{Geometry, SimMedia, SimOptions};
 
 const GROUPS: u64 = 3;
 const KEYS: u64 = 12;
+
+thread_local! {
+    static COMPRESSOR: RefCell<ValueCompressor> =
+        ValueCompressor::new(CompressionOptions { level: -1, value_bytes_min: 32 }).unwrap().into();
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::default();
+}
 
 /// What the entry of (group, index, term) holds, always.
 fn entry(group: GroupId, index: u64, term: u64) -> Entry {
@@ -42,14 +49,29 @@ fn entry(group: GroupId, index: u64, term: u64) -> Entry {
             ops.delete(key.as_bytes());
         } else {
             let length = if large { 6000 } else { rng.random_range(0..700) };
-            let value: Vec<u8> = (0..length).map(|_| rng.random()).collect();
-            ops.put(key.as_bytes(), &value, None);
+            let mut value: Vec<u8> = (0..length).map(|_| rng.random()).collect();
+            if length % 2 == 0 {
+                value[length / 4..].fill(7);
+            }
+            COMPRESSOR.with_borrow_mut(|compressor| {
+                ops.put_compressed(key.as_bytes(), &value, None, compressor);
+            });
         }
     }
     Entry { term, kind: terrane_engine::ENTRY_OPS, payload: ops.finish() }
 }
 
 type Row = (Vec<u8>, u64);
+
+/// A value as it was put.
+fn raw(value: op::Stored<'_>) -> Vec<u8> {
+    match value {
+        op::Stored::Raw(value) => value.to_vec(),
+        op::Stored::Compressed { stored, raw_bytes } => {
+            DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(stored, raw_bytes).unwrap())
+        }
+    }
+}
 
 /// Live keys after applying the log's first `applied` entries: value and version.
 fn applied_state(group: GroupId, log: &[u64], applied: u64) -> BTreeMap<Vec<u8>, Row> {
@@ -62,7 +84,7 @@ fn applied_state(group: GroupId, log: &[u64], applied: u64) -> BTreeMap<Vec<u8>,
         for op in op::decode(&entry.payload) {
             match op.unwrap() {
                 op::Op::Put { key, value, .. } => {
-                    keys.insert(key.to_vec(), (value.to_vec(), index));
+                    keys.insert(key.to_vec(), (raw(value), index));
                 }
                 op::Op::Delete { key } => {
                     keys.remove(key);

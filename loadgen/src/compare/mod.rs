@@ -30,7 +30,7 @@ use crate::cli::target::{Config, Mode, TargetName};
 use crate::compare::child::Arguments;
 use crate::compare::deploy::Servers;
 use crate::compare::plan::{Cell, Turn};
-use crate::compare::table::{Comparison, Note, PROVISIONAL, Row, Sample};
+use crate::compare::table::{Comparison, Note, Row, Sample};
 use crate::device;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output;
@@ -79,7 +79,7 @@ pub(crate) async fn compare(args: &CompareArgs, interrupt: &Interrupt) -> anyhow
         command: "compare",
         version: env!("CARGO_PKG_VERSION"),
         partial: true,
-        provisional: targets.iter().any(|target| target.is_ours()).then_some(PROVISIONAL),
+        provisional: None,
         machine: Machine::of(Some(place.path())),
         scale_bytes: args.scale,
         cache_bytes: args.cache.unwrap_or((args.scale / 16).max(CACHE_MIN)),

@@ -13,10 +13,7 @@ pub(crate) fn page(table: &Comparison) -> Page {
     let verdict = if table.partial {
         Verdict::Partial("Not everything was measured; what is missing is listed below.".into())
     } else {
-        match table.provisional {
-            Some(why) => Verdict::Good(format!("Everything was measured. Provisional: {why}")),
-            None => Verdict::Good("Everything was measured.".into()),
-        }
+        Verdict::Good("Everything was measured.".into())
     };
     let mut sections = Vec::new();
     let mut parts: Vec<(&str, &str, u32)> = Vec::new();

@@ -52,11 +52,6 @@ impl Contestant {
         })
     }
 
-    /// Whether it is Terrane, whose engine does not clean yet.
-    pub(crate) const fn is_ours(self) -> bool {
-        matches!(self, Contestant::Engine | Contestant::Cluster)
-    }
-
     /// Whether it has this mode. etcd always syncs; Redis is measured under two names.
     pub(crate) const fn has(self, mode: Mode) -> bool {
         let lacks = matches!(

@@ -3,7 +3,7 @@
 //! ```text
 //! format, command ("compare"), version
 //! partial                not everything was measured: `failures` says what and why
-//! provisional            why Terrane's rows are not final yet, or null
+//! provisional            always null (earlier: why Terrane's rows are not final yet)
 //! machine                cpu, cores, memory, kernel, device, date, command line
 //! scale_bytes, cache_bytes, key_bytes, seconds, warmup_seconds, repetitions, shards, nodes
 //! configurations         the distinct ones: target, config, mode, value_bytes, clients (null where they make no
@@ -270,11 +270,6 @@ pub(crate) struct Comparison {
     pub(crate) rows: Vec<Row>,
 }
 
-/// Why Terrane's rows are marked.
-pub(crate) const PROVISIONAL: &str = "Terrane's engine does not reclaim space yet: its space amplification grows with \
-     every overwrite, and it does no cleaning work. Its rows show what writing once costs, and are not comparable with \
-     stores at a space amplification near 1. It has no compression yet either.";
-
 /// In what these targets differ that no figure shows.
 pub(crate) fn remarks(targets: &[Contestant]) -> Vec<&'static str> {
     use Contestant::{Blobdb, Etcd, Fjall, Redis, RedisEverysec, Rocksdb};
@@ -371,9 +366,6 @@ impl Comparison {
         }
         if !self.remarks.is_empty() {
             text.push('\n');
-        }
-        if let Some(provisional) = self.provisional {
-            text.push_str(&format!("\nProvisional. {provisional}\n"));
         }
         if self.partial {
             text.push_str("\nPartial: not everything was measured.\n");

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use terrane_engine::Options;
+use terrane_engine::compression::CompressionOptions;
 use terrane_ocssd::{Device, DeviceKind};
 
 use crate::target::setup::Setup;
 
 /// What can be set with `--set`.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 12] = [
     "cache_bytes",
     "tail_bytes",
     "index_bytes_max",
@@ -20,6 +21,8 @@ const KNOWN: [&str; 10] = [
     "record_bytes_max",
     "append_reserve_chunks",
     "commit_mark_bytes",
+    "compression_level",
+    "compression_value_bytes_min",
     "groups",
     "chunk_bytes",
     "sector_bytes",
@@ -48,7 +51,8 @@ pub(super) struct Config {
     pub(super) nosync: bool,
     /// Of each shard's store.
     pub(super) options: Options,
-    compressed: bool,
+    /// How values are compressed, if they are.
+    pub(super) compression: Option<CompressionOptions>,
     /// Where the media are recorded: `trace`.0 and so on.
     pub(super) trace: Option<PathBuf>,
 }
@@ -83,6 +87,12 @@ impl Config {
             commit_mark_bytes: set.size("commit_mark_bytes", usual.commit_mark_bytes)?,
         };
         options.validate().map_err(|error| anyhow::anyhow!("--set {error}"))?;
+        let usual = CompressionOptions::default();
+        let level = set.parsed("compression_level", usual.level)?;
+        let value_bytes_min = set.size("compression_value_bytes_min", usual.value_bytes_min.into())?;
+        let value_bytes_min = u32_size("compression_value_bytes_min", value_bytes_min)?;
+        let compression = CompressionOptions { level, value_bytes_min };
+        compression.validate().map_err(|error| anyhow::anyhow!("--set compression_{error}"))?;
         let groups = set.parsed("groups", 1_u32)?;
         ensure!((1..=1 << 20).contains(&groups), "--set groups={groups}: it must be 1 to 1048576");
         // 0 stands for "as the device suggests", and is no size that could be asked for.
@@ -99,7 +109,7 @@ impl Config {
             sector_bytes,
             nosync: !durable,
             options,
-            compressed,
+            compression: compressed.then_some(compression),
             trace,
         })
     }
@@ -112,10 +122,10 @@ impl Config {
             false => "acknowledged when durable: group commit, O_DSYNC or one flush",
             true => "acknowledged when the O_DIRECT write completes, without FUA or flush",
         };
-        let compression = match self.compressed {
-            false => "none",
-            true => {
-                "none (the engine has no compression yet; values are compressible, and stored as they are)"
+        let compression = match self.compression {
+            None => "none".to_owned(),
+            Some(CompressionOptions { level, value_bytes_min }) => {
+                format!("zstd level {level}, each value of at least {value_bytes_min} bytes by itself")
             }
         };
         let io = match found.kind {
@@ -126,7 +136,7 @@ impl Config {
         };
         let settings = [
             ("durability", durability.to_owned()),
-            ("compression", compression.to_owned()),
+            ("compression", compression),
             ("i/o", io.to_owned()),
             ("shards", format!("{} (one a thread)", self.threads)),
             ("groups", format!("{} a shard, of one replica", self.groups)),
@@ -193,6 +203,8 @@ mod tests {
             (("flush_bytes_max", "5GiB"), "--set flush_bytes_max: it must be below 4 GiB"),
             (("append_reserve_chunks", "0"), "--set append_reserve_chunks is 0"),
             (("commit_mark_bytes", "much"), "--set commit_mark_bytes=much"),
+            (("compression_level", "10"), "--set compression_level is 10: it must be -20 to 9"),
+            (("compression_value_bytes_min", "1"), "--set compression_value_bytes_min is 1"),
         ] {
             let error = format!("{:#}", config(1 << 30, 1, &[set]).unwrap_err());
             assert!(error.starts_with(words), "{error}");

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use terrane_engine::Store;
+use terrane_engine::compression::ValueCompressor;
 use terrane_ocssd::Device;
 use terrane_ocssd::trace::Recorder;
 
@@ -127,7 +128,8 @@ impl EngineConnect {
             .with_context(|| format!("cannot open the slice of shard {number}"))?;
         let chunk_bytes = device.superblock().chunk_bytes;
         let panel = panels[number as usize].clone();
-        let shard = Shard::new(store, &recovery, end, config.groups, panel, chunk_bytes).await?;
+        let compressor = config.compression.map(ValueCompressor::new).transpose()?;
+        let shard = Shard::new(store, &recovery, end, config.groups, compressor, panel, chunk_bytes).await?;
         Ok((shard, trace))
     }
 }

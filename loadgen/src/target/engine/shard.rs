@@ -25,6 +25,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::future::join3;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use terrane_engine::compression::ValueCompressor;
 use terrane_engine::{
     AppendError, ENTRY_OPS, Entry, GroupId, Lookup, Lsn, ReadError, Recovery, Store, StoreError, op,
 };
@@ -88,6 +89,8 @@ enum Asker {
 /// A shard.
 pub(super) struct Shard<M: Media> {
     store: Store<M>,
+    /// Borrowed for one value at a time; `None`: values are stored as they are.
+    compressor: Option<RefCell<ValueCompressor>>,
     end: ShardEnd,
     slots: Slots<Result<Answer>>,
     /// The shard's groups are numbered from here.
@@ -113,6 +116,7 @@ impl<M: Media> Shard<M> {
         recovery: &Recovery,
         end: ShardEnd,
         groups_each: u32,
+        compressor: Option<ValueCompressor>,
         panel: std::sync::Arc<Panel>,
         chunk_bytes: u64,
     ) -> anyhow::Result<Rc<Shard<M>>> {
@@ -151,6 +155,7 @@ impl<M: Media> Shard<M> {
         panel.publish(&store, chunk_bytes);
         Ok(Rc::new(Shard {
             store,
+            compressor: compressor.map(RefCell::new),
             end,
             slots: Slots::default(),
             group_first,
@@ -242,7 +247,10 @@ impl<M: Media> Shard<M> {
             });
         }
         let group = self.group_of(key);
-        let payload = op::encode_put(key, value, None);
+        let payload = match &self.compressor {
+            None => op::encode_put(key, value, None),
+            Some(compressor) => op::encode_put_compressed(key, value, None, &mut compressor.borrow_mut()),
+        };
         let owner = self.owner_of(group);
         let answer = if owner == self.end.me() {
             let ticket = self.slots.take(owner);

@@ -401,6 +401,39 @@ fn an_interrupted_layout_is_begun_anew() {
     assert!(!folder.path().join("engine.terrane.unfinished").exists());
 }
 
+/// What compresses is written compressed, read raw by its own shard and the other, and counted as users wrote it.
+#[test]
+fn compressed_values_take_less_and_read_the_same() {
+    let written = [false, true].map(|compressed| {
+        let folder = folder();
+        let mut setup = setup(folder.path(), 2);
+        setup.compressed = compressed;
+        let connect = EngineConnect::new(setup, &GiveUp::default()).unwrap();
+        let repeats = |number: u64| Bytes::from(format!("{number} again, ").repeat(400));
+        phase(&connect, async |thread, target| {
+            for number in (0..40).map(|number| number * 2 + u64::from(thread)) {
+                target.put(&key(number), repeats(number), None).await.unwrap();
+                assert_eq!(target.get(&key(number)).await.unwrap().unwrap().value, repeats(number));
+            }
+        });
+        phase(&connect, async |thread, target| {
+            for number in (0..40).map(|number| number * 2 + 1 - u64::from(thread)) {
+                assert_eq!(target.get(&key(number)).await.unwrap().unwrap().value, repeats(number));
+            }
+            let rows = target.scan(&key(0), 100).await.unwrap();
+            assert_eq!(rows.len(), 80);
+            assert!(rows.iter().zip(0..).all(|(row, number)| row.found.value == repeats(number)));
+        });
+        let settings: BTreeMap<String, String> = connect.settings().into_iter().collect();
+        assert_eq!(settings["compression"].starts_with("zstd level "), compressed, "{settings:?}");
+        let counters = looks(&connect).counters;
+        let user: u64 = (0..80).map(|number| 8 + repeats(number).len() as u64).sum();
+        assert_eq!(counters.user_bytes, Some(user));
+        counters.device_written_bytes.unwrap()
+    });
+    assert!(written[1] * 3 < written[0], "{written:?}");
+}
+
 /// The counters are right while the shards run, after they have ended, and over several phases.
 #[test]
 fn looks_count_everything() {
@@ -577,7 +610,7 @@ fn a_trace_agrees_with_the_counters_of_the_medium() {
         let options = terrane_engine::Options::default();
         let (store, recovery) = Store::open(recorder, device::slice_id(0), options).await.unwrap();
         let chunk_bytes = SIM_GEOMETRY.chunk_bytes();
-        let shard = Shard::new(store, &recovery, end, 1, Arc::default(), chunk_bytes).await.unwrap();
+        let shard = Shard::new(store, &recovery, end, 1, None, Arc::default(), chunk_bytes).await.unwrap();
         let worker = shard.clone();
         let load = async {
             for number in 0..300 {
@@ -609,8 +642,9 @@ fn a_failed_write_is_never_a_success() {
         let opened =
             Store::open(media.clone(), device::slice_id(0), terrane_engine::Options::default()).await;
         let (store, recovery) = opened.unwrap();
-        let shard =
-            Shard::new(store, &recovery, end, 1, Arc::default(), SIM_GEOMETRY.chunk_bytes()).await.unwrap();
+        let shard = Shard::new(store, &recovery, end, 1, None, Arc::default(), SIM_GEOMETRY.chunk_bytes())
+            .await
+            .unwrap();
         let worker = shard.clone();
         let load = async {
             worker.put(b"key", b"kept").await.unwrap();
