@@ -15,7 +15,7 @@
 //! - A segment that cannot be read is left alone.
 
 use bytes::Bytes;
-use terrane_ocssd::Media;
+use terrane_ocssd::{ChunkId, Media};
 
 use crate::anchor::{self, WriteError};
 use crate::core::{CLEANING_RESERVE_CHUNKS, Core, Move};
@@ -74,7 +74,8 @@ impl Core {
             Op::Put { .. } => {
                 known.is_some_and(|known| (known.version, known.place) == (moved.version, moved.from))
             }
-            Op::Delete { .. } => known.is_none(),
+            // What superseded it counts once it is durable.
+            Op::Delete { .. } => known.is_none_or(|known| known.place.is_pending()),
         }
     }
 
@@ -157,6 +158,7 @@ impl<M: Media> Store<M> {
     /// Cleans until the store is closed. An error means that the medium failed.
     pub(crate) async fn run_cleaner(&self) -> Result<(), StoreError> {
         loop {
+            let mut sealed = None;
             let victim = {
                 let mut core = self.shared.core.borrow_mut();
                 if let Some(stopped) = &core.stopped {
@@ -168,10 +170,24 @@ impl<M: Media> Store<M> {
                 let victim = if core.wants_cleaning() { core.victim() } else { None };
                 match victim {
                     // Whatever can be won is in a segment that is not full yet.
-                    None if core.starved && !core.flushing && core.log.seal_early() => continue,
+                    None if core.starved && !core.flushing => {
+                        sealed = core.log.seal_early();
+                        None
+                    }
                     victim => victim,
                 }
             };
+            if let Some(left) = sealed {
+                // It counts against what the device can have open.
+                if !left.full
+                    && let Err(error) = self.shared.media.finish(ChunkId(left.chunk)).await
+                {
+                    let stopped = StoreError::Stopped(std::sync::Arc::new(error));
+                    self.stop(stopped.clone());
+                    return Err(stopped);
+                }
+                continue;
+            }
             match victim {
                 Some(chunk) => {
                     if !self.clean(chunk).await? {

@@ -355,7 +355,7 @@ impl Core {
 
     /// The shard's clock: bytes that users wrote since the store was opened, beyond those of earlier starts.
     pub(crate) fn clock(&self) -> LogTime {
-        LogTime(self.clock_start + self.counters.user_bytes)
+        LogTime(self.clock_start.saturating_add(self.counters.user_bytes))
     }
 
     /// How long an entry is expected to live: as long as the largest of what it puts.
@@ -370,9 +370,13 @@ impl Core {
             Some(put) => {
                 self.classes.first_written(self.groups[slot as usize].heat_if_put(put.key(), self.clock()))
             }
-            // A delete is needed as long as anything older than it is left.
-            None => Placed { class: Class(CLASSES - 1), interval_bytes: u64::MAX },
+            None => self.placed_delete(),
         }
+    }
+
+    /// A delete is needed as long as anything older than it is left: many times as long as a record.
+    pub(crate) fn placed_delete(&self) -> Placed {
+        Placed { class: Class(CLASSES - 1), interval_bytes: self.layout.slice_bytes().saturating_mul(16) }
     }
 
     /// How many streams users' writes should be spread over now.

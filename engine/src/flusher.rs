@@ -36,7 +36,7 @@ use crate::index::Place;
 use crate::log::{FramePlan, Opening};
 use crate::pipeline::Pipeline;
 use crate::policy::LogTime;
-use crate::policy::placement::{CLASSES, Class, Placed};
+use crate::policy::placement::{Class, Placed};
 use crate::record::{self, Extent, RecordHeader, RecordKind};
 use crate::segment::{self, SegmentHeader};
 use crate::slice::SliceId;
@@ -357,7 +357,7 @@ impl Core {
             let age = now.since(self.groups[moved.slot as usize].written_at(moved.version, now));
             let placed = match moved.heat {
                 Some(heat) => self.classes.relocated(heat, age),
-                None => Placed { class: Class(CLASSES - 1), interval_bytes: u64::MAX },
+                None => self.placed_delete(),
             };
             records.push(Outgoing {
                 placed: Some(placed),

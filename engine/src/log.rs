@@ -29,7 +29,7 @@ use crate::policy::placement::Class;
 use crate::policy::victim::{self, Ask, Contents, Score, SegmentState, SegmentStats};
 use crate::record::Extent;
 use crate::segment::{Generation, Stamp};
-use crate::slice::{Layout, SliceId};
+use crate::slice::{LOG_CHUNK_FIRST, Layout, SliceId};
 use crate::stream::Stream;
 
 /// A segment in memory.
@@ -148,12 +148,12 @@ impl Segment {
     }
 
     /// What the choice of victims knows of it.
-    fn stats(&self, chunk: u32, chunk_bytes: u32) -> SegmentStats {
+    fn stats(&self, chunk: u32, layout: &Layout) -> SegmentStats {
         let known = !self.contents.is_empty();
         SegmentStats {
             segment: ChunkId(chunk),
-            state: self.state(),
-            size_bytes: u64::from(chunk_bytes),
+            state: self.state(dense_bytes(layout)),
+            size_bytes: u64::from(layout.chunk_bytes),
             live_bytes: self.needed(),
             class: Class(self.stream.slot() as u8),
             // Of an earlier start: it has lived as long as it was expected to.
@@ -162,8 +162,8 @@ impl Segment {
         }
     }
 
-    fn state(&self) -> SegmentState {
-        let stays = self.retained > 0 || self.unreadable || self.postponed;
+    fn state(&self, dense: u64) -> SegmentState {
+        let stays = self.to_move(dense).is_none() || self.postponed;
         if stays { SegmentState::Pinned } else { SegmentState::Sealed }
     }
 }
@@ -183,6 +183,8 @@ pub(crate) struct Log {
     candidates: Candidates,
     /// Segments that cleaning left for now, each with the LSN counter that must be durable before it tries again.
     postponed: Vec<(u64, u32)>,
+    /// Chunks were lost that may hold segments, and may be readable again at a later start.
+    has_lost_chunks: bool,
     /// By stream: the chunk that it fills.
     open: [Option<u32>; Stream::COUNT],
     segments_opened: u32,
@@ -251,12 +253,17 @@ impl Log {
     ) -> Self {
         let open = [None; Stream::COUNT];
         let (mut movable, mut to_move) = (0, 0);
+        let is_lost = |chunk: u32| {
+            let held = segments.get(chunk as usize).is_some_and(Option::is_some);
+            !held && !free.contains(&(wear[chunk as usize], chunk))
+        };
+        let has_lost_chunks = (LOG_CHUNK_FIRST..layout.chunk_count).any(is_lost);
         let mut candidates = Candidates::new(layout.chunk_count);
         for (chunk, segment) in (0..).zip(&segments) {
             let Some(segment) = segment.as_ref().filter(|segment| segment.phase == Phase::Sealed) else {
                 continue;
             };
-            candidates.add(segment.stats(chunk, layout.chunk_bytes));
+            candidates.add(segment.stats(chunk, &layout));
             if let Some(bytes) = segment.to_move(dense_bytes(&layout)) {
                 (movable, to_move) = (movable + 1, to_move + bytes);
             }
@@ -270,6 +277,7 @@ impl Log {
             segments,
             candidates,
             postponed: Vec::new(),
+            has_lost_chunks,
             open,
             segments_opened: 0,
             largest: 0,
@@ -294,7 +302,7 @@ impl Log {
         }
         let segment = self.segment(chunk);
         if segment.phase == Phase::Sealed {
-            let (needed, stays) = (segment.needed(), segment.state() == SegmentState::Pinned);
+            let (needed, stays) = (segment.needed(), segment.state(dense) == SegmentState::Pinned);
             self.candidates.hold(ChunkId(chunk), needed);
             self.candidates.pin(ChunkId(chunk), stays);
         }
@@ -377,7 +385,7 @@ impl Log {
 
     fn becomes_candidate(&mut self, chunk: u32) {
         self.adjust(chunk, |segment| segment.phase = Phase::Sealed);
-        self.candidates.add(self.segment(chunk).stats(chunk, self.layout.chunk_bytes));
+        self.candidates.add(self.segment(chunk).stats(chunk, &self.layout));
     }
 
     /// Cleaning takes the segment: nobody else will.
@@ -390,7 +398,7 @@ impl Log {
 
     /// Cleaning leaves the segment as it is, for good.
     pub(crate) fn give_up_cleaning(&mut self, chunk: u32) {
-        self.segment_mut(chunk).unreadable = true;
+        self.adjust(chunk, |segment| segment.unreadable = true);
         self.becomes_candidate(chunk);
     }
 
@@ -422,9 +430,7 @@ impl Log {
         let ask = Ask { now, score: Score::Rent, victims: 1, live_share_max, room_bytes, must_move: &[] };
         let mut victims = Vec::new();
         victim::choose(self.candidates.heads(&[]), &ask, |_| 0.0, &mut victims);
-        let dense = dense_bytes(&self.layout);
-        let due = victims.first().filter(|victim| self.segment(victim.segment.0).to_move(dense).is_some())?;
-        self.candidates.get(due.segment).copied()
+        self.candidates.get(victims.first()?.segment).copied()
     }
 
     /// A record of `bytes` was put into a segment, to be overwritten after about `interval_bytes`.
@@ -432,12 +438,16 @@ impl Log {
         self.segment_mut(chunk).contents.add(bytes.into(), interval_bytes, now);
     }
 
-    /// Whether every segment but this one begins after `lsn`.
+    /// Whether every segment but this one begins after `lsn`. Of what cannot be read nobody knows.
     pub(crate) fn all_others_begin_after(&self, chunk: u32, lsn: Lsn) -> bool {
         let before = |segment: &Segment| {
-            segment.phase != Phase::Freed && segment.first_lsn.is_some_and(|first| first < lsn)
+            let begins_before = segment.first_lsn.is_some_and(|first| first < lsn);
+            segment.phase != Phase::Freed && (begins_before || segment.unreadable)
         };
-        (0..).zip(&self.segments).all(|(at, segment)| at == chunk || !segment.as_ref().is_some_and(before))
+        !self.has_lost_chunks
+            && (0..)
+                .zip(&self.segments)
+                .all(|(at, segment)| at == chunk || !segment.as_ref().is_some_and(before))
     }
 
     /// A frame is durable, with its number and the LSN of its first record.
@@ -507,22 +517,27 @@ impl Log {
         movable.saturating_sub(to_move.div_ceil(packed))
     }
 
-    /// Seals an open segment that cleaning would win something from, before it is full. No flush may be under way.
-    pub(crate) fn seal_early(&mut self) -> bool {
+    /// Seals an open segment that cleaning would win something from, before it is full, and returns what is left so, to be
+    /// finished. No flush may be under way.
+    pub(crate) fn seal_early(&mut self) -> Option<Left> {
+        let won = self.reclaimable_chunks(None);
         let capacity = u64::from(self.layout.segment_capacity());
         let worth = |log: &Self, stream: &Stream| {
             log.open[stream.slot()].is_some_and(|chunk| {
                 let segment = log.segment(chunk);
-                segment.retained == 0 && segment.needed() < capacity / 2
+                let half_empty = segment.needed() < capacity / 2;
+                segment.retained == 0 && (half_empty || log.reclaimable_chunks(Some(*stream)) > won)
             })
         };
-        let Some(stream) = Stream::all().find(|stream| worth(self, stream)) else { return false };
-        let Some(chunk) = self.open[stream.slot()].take() else { return false };
+        let stream = Stream::all().find(|stream| worth(self, stream))?;
+        let chunk = self.open[stream.slot()].take()?;
+        let chunk_bytes = self.layout.chunk_bytes;
         let segment = self.segment_mut(chunk);
         segment.phase = Phase::Sealing;
         segment.footer = None;
+        let full = segment.filled == chunk_bytes;
         self.seal(chunk);
-        true
+        Some(Left { chunk, full })
     }
 
     /// Whole free chunks that records of `bytes` in total may take in a stream, the largest being `largest` bytes: an

@@ -186,7 +186,7 @@ pub(crate) async fn recover<M: Media>(
     let mut clock = 0;
     for segment in &segments {
         let Some(used) = assembled.used.get(&segment.chunk) else { continue };
-        clock = clock.max(segment.born + u64::from(segment.readable));
+        clock = clock.max(segment.born.saturating_add(segment.readable.into()));
         let stamp = Stamp::new(slice, segment.generation);
         let stream = Stream::from_number(segment.stream);
         let mut found = Segment::found(stamp, stream, segment.born, used.end);

@@ -611,7 +611,7 @@ fn cleaning_loses_nothing() {
 fn cleaning_of_many_streams_loses_nothing() {
     cleaned_lives("cleaning_of_many_streams_loses_nothing", 60, |rng, limited| {
         let max_open = if limited { [0, 10, 14][rng.random_range(0..3)] } else { 0 };
-        Geometry { max_open, chunk_sectors: 20, ..geometry(rng.random_range(128..180)) }
+        Geometry { max_open, chunk_sectors: 20, ..geometry(rng.random_range(66..100)) }
     });
 }
 
