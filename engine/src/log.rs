@@ -8,7 +8,8 @@
 //! - What is needed of a segment is what indexes point at, the entries that the logs of groups still have, and deletes. It
 //!   falls only; at nothing the segment can be erased.
 //! - A chunk is free once that is durable in the anchor and no read of what it held is under way.
-//! - What was admitted fits: `chunks_left` never overestimates. Records take the room of their hints with them: a segment is
+//! - What was admitted fits: `chunks_left` does not overestimate, but for the states that freeing segments costs, which are not
+//!   in it (they matter with hundreds of groups and small chunks). Records take the room of their hints with them: a segment is
 //!   left while its footer still fits.
 
 use std::collections::BTreeSet;
